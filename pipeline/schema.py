@@ -118,6 +118,7 @@ class DatasetSchema:
         history_length: the most events that a request carries; 0 without history.
         label_delay_ms: how long after an event its outcome becomes known; histories and causal features
             hold only what was known at `timestamp_ms` under this delay.
+        weighted: whether every file has the column `weight` (list<float32>, one entry a candidate).
 
     Raises:
         SchemaError: names clash, or a feature refers to a surface or vocabulary that is not declared.
@@ -129,6 +130,7 @@ class DatasetSchema:
     features: tuple[Feature, ...]
     history_length: int = 0
     label_delay_ms: int = 0
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         problems: list[str] = []

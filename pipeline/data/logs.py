@@ -119,7 +119,7 @@ def column_type(feature: Feature) -> pa.DataType:
     return value if feature.level is Level.REQUEST else pa.list_(value)
 
 
-def arrow_schema(schema: DatasetSchema, surface: str, *, weight: bool = False) -> pa.Schema:
+def arrow_schema(schema: DatasetSchema, surface: str) -> pa.Schema:
     """Columns of a file of `surface`, in order.
 
     Raises:
@@ -139,7 +139,7 @@ def arrow_schema(schema: DatasetSchema, surface: str, *, weight: bool = False) -
             pa.field(HISTORY_TIME_MS, pa.list_(pa.int64())),
         ]
     columns += [pa.field(task, pa.list_(pa.float32())) for task in schema.tasks]
-    if weight:
+    if schema.weighted:
         columns.append(pa.field(WEIGHT, pa.list_(pa.float32())))
     return pa.schema(columns)
 
@@ -290,7 +290,7 @@ class LogWriter:
         calendar_date.fromisoformat(date)
         files = self._files.setdefault((surface, date), [])
         relative = f"surface={surface}/date={date}/part-{len(files):05d}.parquet"
-        expected = arrow_schema(self.schema, surface, weight=WEIGHT in table.column_names)
+        expected = arrow_schema(self.schema, surface)
         table = _conform(table, expected, relative)
         check_table(table, self.schema, surface, file=relative)
         path = self.root / relative

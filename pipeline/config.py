@@ -1,0 +1,285 @@
+"""What a run is: frozen dataclasses, one field one knob, its meaning in the string beneath it.
+
+A recipe is a function that returns a whole `RunConfig`. Ranges of single fields are checked where they are
+used; what must fit together is checked here, and every problem is reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import ConfigError, unknown
+
+Exhaustion = Literal["stop", "repeat", "drop_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaysConfig:
+    """Which days of the log are trained on, validated on and tested on; always in this order of time."""
+
+    first: str | None = None
+    """First day to use, such as 2022-04-25; none given is the log's first."""
+    last: str | None = None
+    """Last day to use; none given is the log's last."""
+    validation: int = 1
+    """Days before the test days that are held out for choosing."""
+    test: int = 1
+    """Last days, scored once at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How batches are made from a log."""
+
+    requests_per_batch: int = 512
+    """Requests of one global batch, over all ranks."""
+    surface_weights: dict[str, float] | None = None
+    """Share of each surface in a batch; none given is the natural share."""
+    temperature: float | None = None
+    """Shares by size ** (1 / temperature), in place of surface_weights."""
+    exhaustion: Exhaustion = "drop_out"
+    """What happens when a surface runs out first: stop, repeat or drop_out."""
+    history_length: int | None = None
+    """Keep at most this many of the newest events of a history; none given keeps what the log has."""
+    shuffle: bool = True
+    """Shuffle requests within a surface; without it they come in the order of the files."""
+    lanes: int = 32
+    """Independent pieces of a surface's epoch: the most ranks that can read it. Part of the order of data."""
+    window: int = 512
+    """Requests of a lane that are shuffled and held in memory together. Part of the order of data."""
+    prefetch_batches: int = 4
+    """Batches made ahead of the step that needs them; 0 makes them in the caller's thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig:
+    """What becomes of a user's history."""
+
+    kind: Literal["transformer", "target", "mean", "none"] = "transformer"
+    """Transformer encoder with candidates attending to it; target attention over bare events; mean; nothing."""
+    width: int = 32
+    """Width of an encoded event."""
+    layers: int = 1
+    """Transformer layers."""
+    heads: int = 2
+    """Attention heads of encoder and candidates."""
+    causal: bool = False
+    """Let an event attend only to earlier ones."""
+    dropout: float = 0.0
+    """Dropout in the encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig:
+    """How the wide history output becomes narrow before crossing."""
+
+    kind: Literal["dcn", "linear", "none"] = "dcn"
+    """DCNv2 layers and a linear map; a linear map alone; or the full width."""
+    width: int = 32
+    """Projected width P."""
+    layers: int = 1
+    """Cross layers of the projection."""
+    rank: int = 16
+    """Rank of its cross layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """What lies between the trunk and the towers."""
+
+    kind: Literal["mmoe", "shared_bottom", "none"] = "mmoe"
+    """Experts with gates per surface and task; one shared layer; nothing."""
+    experts: int = 4
+    """Experts of an MMoE."""
+    hidden: tuple[int, ...] = (64,)
+    """Sizes of the layers of each expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The blocks of a model and their sizes."""
+
+    embedding_dim: int = 16
+    """Dimension D of an embedding row; tables fed by sequences all share it."""
+    table_dims: dict[str, int] = field(default_factory=dict)
+    """Dimensions of single tables (vocabularies) that are only pooled in bags."""
+    history: HistoryConfig = HistoryConfig()
+    projection: ProjectionConfig = ProjectionConfig()
+    cross_layers: int = 2
+    """DCNv2 layers beside the deep part; 0 leaves them out."""
+    cross_rank: int = 32
+    """Rank of the DCNv2 layers."""
+    deep: tuple[int, ...] = (128, 64)
+    """Sizes of the deep part's layers."""
+    surface_gate: bool = False
+    """Gate the trunk's input by surface (EPNet)."""
+    mixture: MixtureConfig = MixtureConfig()
+    towers: Literal["per_surface", "shared"] = "per_surface"
+    """A tower tree for each surface, or one for all."""
+    tower_hidden: tuple[int, ...] = (32,)
+    """Sizes of a tower's layers."""
+    late_fusion: bool = True
+    """Feed features that only one surface has to its tower alone, not to the trunk."""
+    calibration: Literal["per_surface", "monotone", "global", "none"] = "per_surface"
+    """Affine per surface and task; monotone pieces per surface and task; one affine for all; none."""
+    dropout: float = 0.0
+    """Dropout in the deep part and the towers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How parameters learn. Tables learn in the backward pass (fused), dense parameters after it."""
+
+    dense: Literal["adam", "adamw", "sgd"] = "adam"
+    dense_lr: float = 1e-3
+    """Learning rate of dense parameters."""
+    dense_weight_decay: float = 0.0
+    sparse: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
+    sparse_lr: float = 0.02
+    """Learning rate of embedding tables."""
+    warmup_steps: int = 0
+    """Steps over which both rates rise from zero."""
+    decay: Literal["none", "linear"] = "linear"
+    """Whether both rates fall to zero at the last step."""
+    clip_gradient_norm: float | None = None
+    """Clip the norm of dense gradients; none given does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How tables are spread over ranks."""
+
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sharding types allowed for a table, such as row_wise; tables not named here are the planner's choice."""
+    pipeline: bool = True
+    """Overlap the exchange of ids with training (TrainPipelineSparseDist)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, whole."""
+
+    name: str
+    """Name of the recipe; runs of the same name are compared in one experiment."""
+    surfaces: tuple[str, ...]
+    """Surfaces that train and export, in batch order."""
+    tasks: tuple[str, ...]
+    """Labels to predict."""
+    exclude: tuple[str, ...] = ()
+    """Features of the log to leave out; history_item leaves out the history."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a task's loss; 1 where not named."""
+    seed: int = 0
+    """Seed of the order of data and of the initial weights."""
+    epochs: int = 1
+    """Passes over the training days."""
+    days: DaysConfig = DaysConfig()
+    loader: LoaderConfig = LoaderConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    tf32: bool = True
+    """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
+    bf16: bool = False
+    """Autocast the dense part to bfloat16."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints; none given writes one at the end."""
+    log_steps: int = 50
+    """Steps between logged training metrics."""
+    bootstrap_resamples: int = 200
+    """Resamples of users behind each interval."""
+
+    def __post_init__(self) -> None:
+        problems = (
+            _at_least(
+                1,
+                epochs=self.epochs,
+                log_steps=self.log_steps,
+                bootstrap_resamples=self.bootstrap_resamples,
+                **{"checkpoint_steps": self.checkpoint_steps if self.checkpoint_steps is not None else 1},
+                **{f"loader.{k}": getattr(self.loader, k) for k in ("requests_per_batch", "lanes", "window")},
+                **{
+                    "loader.history_length": self.loader.history_length if self.loader.history_length is not None else 1
+                },
+            )
+            + _at_least(
+                0,
+                **{"loader.prefetch_batches": self.loader.prefetch_batches},
+                **{"days.validation": self.days.validation, "days.test": self.days.test},
+                **{"optimizer.warmup_steps": self.optimizer.warmup_steps},
+            )
+            + self._cross_problems()
+        )
+        if problems:
+            raise ConfigError(f"the run {self.name!r} cannot work:\n  - " + "\n  - ".join(problems))
+
+    def _cross_problems(self) -> list[str]:
+        problems = []
+        if not self.surfaces:
+            problems.append("surfaces is empty; name at least one")
+        if not self.tasks:
+            problems.append("tasks is empty; name at least one")
+        if len(set(self.surfaces)) < len(self.surfaces):
+            problems.append("surfaces names a surface twice")
+        for task in self.task_weights:
+            if task not in self.tasks:
+                problems.append("task_weights: " + unknown("task", task, self.tasks))
+        for surface in self.loader.surface_weights or {}:
+            if surface not in self.surfaces:
+                problems.append("loader.surface_weights: " + unknown("surface", surface, self.surfaces))
+        if self.loader.surface_weights is not None and self.loader.temperature is not None:
+            problems.append("loader.surface_weights and loader.temperature are both given; choose one")
+        if self.days.first and self.days.last and self.days.first > self.days.last:
+            problems.append(f"days.first {self.days.first} is after days.last {self.days.last}")
+        history = self.model.history
+        if history.kind == "transformer" and history.width % history.heads:
+            problems.append(
+                f"model.history.width {history.width} is not a multiple of model.history.heads {history.heads}"
+            )
+        return problems
+
+
+def _at_least(least: int, **values: int) -> list[str]:
+    return [f"{name} is {value}; it must be at least {least}" for name, value in values.items() if value < least]
+
+
+_RUN = TypeAdapter(RunConfig)
+
+
+def config_to_json(config: RunConfig) -> bytes:
+    """The whole configuration as JSON."""
+    return _RUN.dump_json(config, indent=1)
+
+
+def config_from_json(text: bytes, *, source: str) -> RunConfig:
+    """A configuration read back; `source` names it in errors.
+
+    Raises:
+        ConfigError: the text is not a configuration of this version.
+    """
+    try:
+        return _RUN.validate_json(text)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{source} is not a run configuration:\n  - " + "\n  - ".join(lines)) from error
+
+
+def flat_config(config: RunConfig) -> dict[str, str]:
+    """Every field as `section.field`, for run tables."""
+
+    def walk(prefix: str, value: Any) -> dict[str, str]:
+        if isinstance(value, dict) and value:
+            return {k: v for name, part in value.items() for k, v in walk(f"{prefix}{name}.", part).items()}
+        return {prefix.rstrip("."): str(value)}
+
+    return walk("", _RUN.dump_python(config, mode="json"))
+
+
+def default_home() -> Path:
+    """Where runs are kept: `TREFOIL_HOME`, or `runs` in the current folder."""
+    return Path(os.environ.get("TREFOIL_HOME", "runs"))
