@@ -1,0 +1,225 @@
+"""Runs judged side by side on the very same rows, with intervals from the very same resamples.
+
+Because every run sees the same users drawn, what is common to all runs cancels in a difference, and a paired
+interval is far narrower than two intervals laid beside each other. The intervals speak of users only: seeds
+of a run are averaged, and their spread is not part of the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from pipeline.errors import ConfigError, DataError, unknown
+from pipeline.evaluate.bootstrap import Estimate, ResampledMetrics, UserBootstrap, estimate
+from pipeline.evaluate.metrics import METRICS
+from pipeline.evaluate.predictions import DATE, KEY, SURFACE, WEIGHT, Predictions
+from pipeline.schema import USER_ID
+
+Runs = Mapping[str, Predictions | Sequence[Predictions]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """Estimates of one run for one task on one surface; `rows`, `positives` and `users` as in `TaskMetrics`."""
+
+    rows: int
+    positives: int
+    users: int
+    estimates: Mapping[str, Estimate]
+
+    def __getitem__(self, metric: str) -> Estimate:
+        return self.estimates[metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` found.
+
+    Args:
+        reference: the run that differences are taken to.
+        scores: run -> surface -> task -> estimates by metric.
+        differences: run -> surface -> task -> metric -> run minus reference; for every run but the reference.
+        macro_auc: run -> task -> mean AUC over surfaces.
+        macro_auc_differences: run -> task -> run minus reference.
+        resamples: number of resamples.
+        level: coverage of the intervals.
+        seed: seed of the resamples.
+    """
+
+    reference: str
+    scores: Mapping[str, Mapping[str, Mapping[str, TaskScore]]]
+    differences: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Estimate]]]]
+    macro_auc: Mapping[str, Mapping[str, Estimate]]
+    macro_auc_differences: Mapping[str, Mapping[str, Estimate]]
+    resamples: int
+    level: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """Samples [1 + B] by metric of one run, surface and task, and why some cannot be."""
+
+    samples: dict[str, np.ndarray]
+    reasons: dict[str, str]
+
+
+def compare(
+    runs: Runs,
+    *,
+    reference: str | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    daily: bool = False,
+) -> Comparison:
+    """Judge runs on identical rows.
+
+    Args:
+        runs: by name, the predictions of a run, or of its seeds: a metric is then averaged over the seeds,
+            inside each resample. One run alone is fine and gives no differences.
+        reference: name of the run that others are compared with; the first by default.
+        resamples: bootstrap resamples of the users; 0 for values without intervals.
+        level: coverage of the percentile intervals.
+        seed: seed of the resamples.
+        daily: take each metric per day and average over the days that a surface has, as in a rolling backtest,
+            where each day is predicted by a model of its own and scores of different days do not compare.
+
+    Raises:
+        ConfigError: no run is given, or the reference is none of them, or a number is out of range.
+        DataError: the runs do not hold the same rows with the same outcomes, users and weights; says how many.
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level is {level}; it must lie between 0 and 1, say 0.95")
+    reference = _reference(runs, reference)
+    aligned = align({name: [run] if isinstance(run, Predictions) else list(run) for name, run in runs.items()})
+    first = aligned[reference][0]
+    bootstrap = UserBootstrap(first.table[USER_ID].to_numpy(), resamples=resamples, seed=seed)
+    tasks = [t for t in first.tasks if all(t in p.tasks for seeds in aligned.values() for p in seeds)]
+    cells = {
+        (name, surface, task): _cell(seeds, surface, task, bootstrap, daily=daily)
+        for name, seeds in aligned.items()
+        for surface in first.surfaces
+        for task in tasks
+    }
+    others = [name for name in runs if name != reference]
+    macro = {(name, task): _macro([cells[name, s, task] for s in first.surfaces]) for name in runs for task in tasks}
+
+    def difference(name: str, surface: str, task: str) -> dict[str, Estimate]:
+        return _estimates(_minus(cells[name, surface, task], cells[reference, surface, task]), level)
+
+    return Comparison(
+        reference=reference,
+        scores={
+            name: {
+                s: {t: _score(aligned[name][0], s, t, _estimates(cells[name, s, t], level)) for t in tasks}
+                for s in first.surfaces
+            }
+            for name in runs
+        },
+        differences={n: {s: {t: difference(n, s, t) for t in tasks} for s in first.surfaces} for n in others},
+        macro_auc={n: {t: _estimates(macro[n, t], level)["auc"] for t in tasks} for n in runs},
+        macro_auc_differences={
+            n: {t: _estimates(_minus(macro[n, t], macro[reference, t]), level)["auc"] for t in tasks} for n in others
+        },
+        resamples=resamples,
+        level=level,
+        seed=seed,
+    )
+
+
+def align(runs: Mapping[str, Sequence[Predictions]]) -> dict[str, list[Predictions]]:
+    """The same runs with their rows in one common order.
+
+    Raises:
+        DataError: the rows differ, or their outcomes, users, dates or weights do; says how many.
+    """
+    tables: dict[str, list[pl.DataFrame]] = {n: [p.table.sort(KEY) for p in seeds] for n, seeds in runs.items()}
+    first_name = next(iter(tables))
+    first = tables[first_name][0]
+    if not first.height:
+        raise DataError(f"run {first_name!r} holds no rows; evaluate it on days that have some")
+    for name, seeds in tables.items():
+        for table in seeds:
+            if not table.select(KEY).equals(first.select(KEY)):
+                extra = table.join(first, on=KEY, how="anti").height
+                lacking = first.join(table, on=KEY, how="anti").height
+                raise DataError(
+                    f"runs {first_name!r} ({first.height} rows) and {name!r} ({table.height} rows) do not hold the "
+                    f"same candidates: {extra} are only in {name!r}, {lacking} only in {first_name!r}; "
+                    "evaluate both on the same data"
+                )
+            shared = [c for c in first.columns if c.startswith("label_") and c in table.columns]
+            if not shared:
+                raise DataError(f"runs {first_name!r} and {name!r} have no task in common")
+            for column in (USER_ID, DATE, WEIGHT, *shared):
+                unequal = int(table[column].ne_missing(first[column]).sum())
+                if unequal:
+                    raise DataError(
+                        f"runs {first_name!r} and {name!r} disagree on {unequal} of {first.height} rows; "
+                        "evaluate both on the same data",
+                        column=column,
+                    )
+    return {name: [Predictions(t) for t in seeds] for name, seeds in tables.items()}
+
+
+def _reference(runs: Runs, reference: str | None) -> str:
+    if not runs:
+        raise ConfigError("there is no run to judge; name at least one")
+    for name, run in runs.items():
+        if not isinstance(run, Predictions) and not run:
+            raise ConfigError(f"run {name!r} has no seeds; give at least one set of predictions")
+    if reference is not None and reference not in runs:
+        raise ConfigError(unknown("run", reference, runs))
+    return next(iter(runs)) if reference is None else reference
+
+
+def _cell(seeds: Sequence[Predictions], surface: str, task: str, bootstrap: UserBootstrap, *, daily: bool) -> _Cell:
+    """The metrics of one run, averaged over its seeds, and over days if `daily`, in every resample."""
+    reasons: dict[str, str] = {}
+    parts: list[ResampledMetrics] = []
+    most = 1
+    days = seeds[0].table.filter(pl.col(SURFACE) == surface)[DATE].unique().sort().to_list() if daily else [None]
+    for predictions in seeds:
+        for day in days:
+            rows = predictions.rows(surface, task, date=day)
+            most = max(most, rows.label.size)
+            parts.append(ResampledMetrics(rows, bootstrap.users))
+            on_day = f" on {day}" if day is not None else ""
+            reasons |= {metric: why + on_day for metric, why in parts[-1].reasons.items()}
+    blocks = [[part(counts) for part in parts] for counts in bootstrap.counts(most)]
+    samples = {
+        metric: np.concatenate([np.mean([values[metric] for values in block], axis=0) for block in blocks])
+        for metric in METRICS
+    }
+    return _Cell(samples=samples, reasons=reasons)
+
+
+def _macro(cells: Sequence[_Cell]) -> _Cell:
+    reasons: dict[str, str] = {}
+    for cell in cells:
+        reasons |= {m: f"on one surface, {why}" for m, why in cell.reasons.items()}
+    return _Cell(samples={m: np.mean([c.samples[m] for c in cells], axis=0) for m in METRICS}, reasons=reasons)
+
+
+def _minus(cell: _Cell, reference: _Cell) -> _Cell:
+    samples = {m: cell.samples[m] - reference.samples[m] for m in METRICS}
+    return replace(cell, samples=samples, reasons=cell.reasons | reference.reasons)
+
+
+def _estimates(cell: _Cell, level: float) -> dict[str, Estimate]:
+    return {m: estimate(cell.samples[m], level=level, reason=cell.reasons.get(m, "")) for m in METRICS}
+
+
+def _score(run: Predictions, surface: str, task: str, estimates: Mapping[str, Estimate]) -> TaskScore:
+    rows = run.rows(surface, task)
+    return TaskScore(
+        rows=rows.label.size,
+        positives=int((rows.label > 0.5).sum()),
+        users=int(np.unique(rows.user_id).size),
+        estimates=estimates,
+    )
