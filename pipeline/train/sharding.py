@@ -1,0 +1,242 @@
+"""The one place that distributes: process group, plan, sharded model, optimizers, train pipeline.
+
+Models are written for one device. Here a module becomes a DistributedModelParallel on whatever is there:
+CUDA with NCCL, or CPU with gloo, from the same lines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import ShardingType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import KernelConfig, ParameterConstraints, TopologyFactory, TrainerConfig
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import SGD, Adagrad, Adam, in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
+
+from pipeline.config import OptimizerConfig, ShardingConfig
+from pipeline.errors import ConfigError, unknown
+from pipeline.train.tables import table_of
+
+SPARSE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam, "sgd": SGD}
+# Share of a device's memory that the planner leaves to dense parameters, activations and buffers.
+RESERVED_MEMORY = 0.3
+DEFAULT_SHARDING = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value)
+DENSE_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among its peers.
+
+    Args:
+        rank: of this process.
+        world_size: number of processes.
+        device: where this process computes.
+        host_group: a gloo group for small exchanges between hosts' memories; the main group on CPU.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    host_group: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a host tensor over all ranks."""
+        total = values.clone()
+        dist.all_reduce(total, group=self.host_group)
+        return total
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.host_group)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the process group that the launcher (torchrun, TorchX) describes in the environment, or be alone.
+
+    Raises:
+        ConfigError: the launcher started more local ranks than there are GPUs.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU: this host has {torch.cuda.device_count()}; start fewer ranks"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size > 1:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    world = cast(dist.ProcessGroup, dist.group.WORLD)
+    host_group = world if backend == "gloo" else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    try:
+        yield Ranks(rank=rank, world_size=world_size, device=device, host_group=host_group)
+    finally:
+        dist.destroy_process_group()
+
+
+class RowWiseBagSharder(EmbeddingBagCollectionSharder):
+    """Offers row-wise bags on CPU too: TorchRec's sharder leaves them out there, yet they work over gloo."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        types = super().sharding_types(compute_device_type)
+        row_wise = ShardingType.ROW_WISE.value
+        return types if row_wise in types else [*types, row_wise]
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """The sharders of the collections that models are made of."""
+    return [
+        cast(ModuleSharder[nn.Module], RowWiseBagSharder()),
+        cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder()),
+    ]
+
+
+def table_constraints(config: ShardingConfig, tables: Iterable[str]) -> dict[str, ParameterConstraints]:
+    """The planner's constraints for the given tables.
+
+    Tables that the run does not name may lie table- or row-wise: with these the fused optimizer does exactly what
+    it does unsharded. Column-wise splits the row that RowWiseAdagrad averages over; data-parallel has no fused kernel.
+
+    Raises:
+        ConfigError: a sharding type that TorchRec does not have.
+    """
+    known = [t.value for t in ShardingType]
+    for table, types in config.tables.items():
+        for name in types:
+            if name not in known:
+                raise ConfigError(f"sharding.tables: table {table!r}: " + unknown("sharding type", name, known))
+    return {
+        table: ParameterConstraints(sharding_types=list(config.tables.get(table, DEFAULT_SHARDING))) for table in tables
+    }
+
+
+def plan_shards(module: nn.Module, config: ShardingConfig, ranks: Ranks, requests_per_rank: int) -> ShardingPlan:
+    """TorchRec's plan for the ranks at hand, the same on each."""
+    topology = TopologyFactory.create_topology(
+        TrainerConfig(
+            world_size=ranks.world_size,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks.world_size))),
+        ),
+        kernel_config=KernelConfig(compute_device=ranks.device.type),
+    )
+    tables = {t for name, _ in module.named_parameters() if (t := table_of(name)) is not None}
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=requests_per_rank,
+        storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED_MEMORY),
+        constraints=table_constraints(config, sorted(tables)),
+    )
+    return planner.collective_plan(module, sharders(), cast(dist.ProcessGroup, dist.group.WORLD))
+
+
+def shard(
+    module: nn.Module, *, sharding: ShardingConfig, optimizer: OptimizerConfig, ranks: Ranks, requests_per_rank: int
+) -> DistributedModelParallel:
+    """Distribute a module whose tables lie on "meta"; tables get their optimizer in the backward pass.
+
+    Table weights are whatever memory held: fill them (`pipeline.train.tables`) or load them.
+    """
+    tables = [p for name, p in module.named_parameters() if table_of(name) is not None]
+    kwargs: dict[str, Any] = {"lr": optimizer.sparse_lr}
+    if optimizer.sparse != "sgd":
+        kwargs["eps"] = 1e-8
+    _apply_optimizer_in_backward(SPARSE_OPTIMIZERS[optimizer.sparse], tables, kwargs)
+    plan = plan_shards(module, sharding, ranks, requests_per_rank)
+    world = cast(dist.ProcessGroup, dist.group.WORLD)
+    return DistributedModelParallel(
+        module=module,
+        env=ShardingEnv.from_process_group(world),
+        device=ranks.device,
+        plan=plan,
+        sharders=sharders(),
+    )
+
+
+def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, *, total_steps: int) -> CombinedOptimizer:
+    """One optimizer over fused tables and dense parameters, with the same warm-up and decay for both.
+
+    Args:
+        model: the sharded model.
+        config: what to use.
+        total_steps: steps of the whole run, at whose end a linear decay reaches zero.
+    """
+    dense_kwargs: dict[str, Any] = {"lr": config.dense_lr}
+    if config.dense_weight_decay:
+        dense_kwargs["weight_decay"] = config.dense_weight_decay
+    dense: KeyedOptimizer = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())),
+        lambda params: DENSE_OPTIMIZERS[config.dense](params, **dense_kwargs),
+    )
+    if config.clip_gradient_norm is not None:
+        dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=config.clip_gradient_norm)
+    return CombinedOptimizer(
+        [
+            ("tables", WarmupOptimizer(model.fused_optimizer, _stages(config, total_steps), lr=config.sparse_lr)),
+            ("dense", WarmupOptimizer(dense, _stages(config, total_steps), lr=config.dense_lr)),
+        ]
+    )
+
+
+def _stages(config: OptimizerConfig, total_steps: int) -> list[WarmupStage]:
+    stages = []
+    warmup = min(config.warmup_steps, total_steps)
+    if warmup:
+        stages.append(WarmupStage(policy=WarmupPolicy.LINEAR, max_iters=warmup, value=0.0))
+    if config.decay == "linear" and total_steps > warmup:
+        stages.append(
+            WarmupStage(
+                policy=WarmupPolicy.INTERPOLATE,
+                max_iters=total_steps,
+                value=1.0,
+                start_interpolating_iters=warmup,
+                end_value=0.0,
+            )
+        )
+    return stages
+
+
+def describe_plan(plan: ShardingPlan) -> list[dict[str, object]]:
+    """One row for each table: where it lies and how."""
+    rows = []
+    for module, parameters in plan.plan.items():
+        for table, sharding in cast(dict[str, Any], parameters).items():
+            shards = sharding.sharding_spec.shards if sharding.sharding_spec is not None else []
+            rows.append(
+                {
+                    "module": module.removeprefix("model.embeddings."),
+                    "table": table,
+                    "sharding": sharding.sharding_type,
+                    "kernel": sharding.compute_kernel,
+                    "ranks": list(sharding.ranks or []),
+                    "rows": sum(s.shard_sizes[0] for s in shards if s.shard_offsets[1] == 0) or None,
+                    "dim": sum(s.shard_sizes[1] for s in shards if s.shard_offsets[0] == 0) or None,
+                }
+            )
+    return rows

@@ -1,0 +1,254 @@
+"""The training run: load, step, save, validate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+
+from pipeline.config import RunConfig
+from pipeline.data.batch import Batch
+from pipeline.data.loader import Loader
+from pipeline.data.logs import Dataset
+from pipeline.errors import DataError, TrefoilError
+from pipeline.schema import Kind
+from pipeline.train import checkpoint
+from pipeline.train.build import build_task, model_plan
+from pipeline.train.days import DaySplit, split_days
+from pipeline.train.sharding import Ranks, build_optimizer, shard
+from pipeline.train.tables import fill_tables
+from pipeline.train.task import StepOutputs
+
+# Half-width of the first values of embedding rows.
+TABLE_SCALE = 0.05
+
+
+class Reporter(Protocol):
+    """Where a run tells of itself; called on the first rank only."""
+
+    def plan(self, trainer: Trainer) -> None: ...
+
+    def progress(self, *, epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None: ...
+
+
+@dataclass
+class Position:
+    """How far a run is: passes finished, and steps finished within the next one."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+class NonFiniteLossError(TrefoilError):
+    """The loss became NaN or infinite; the message names the batch."""
+
+
+class Trainer:
+    """One run on this rank. `train()` runs it to its end; the sharded model stays in `model`.
+
+    Args:
+        config: the run.
+        dataset: its log.
+        ranks: this process among its peers.
+        folder: where checkpoints go.
+        reporter: told of progress on the first rank; None for silence.
+
+    Raises:
+        ConfigError, SchemaError, DataError: the run does not fit the log.
+    """
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, ranks: Ranks, folder: Path, reporter: Reporter | None = None
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.ranks = ranks
+        self.folder = folder
+        self.reporter = reporter if ranks.is_first else None
+        self.days: DaySplit = split_days(dataset, config.days)
+        moments = {
+            f.name: dataset.numeric_moments(f.name, self.days.train) for f in dataset.schema.select(kind=Kind.NUMERIC)
+        }
+        self.plan = model_plan(config, dataset.schema, moments)
+        self.loader = self.make_loader(self.days.train)
+        for surface, size in self.loader.sizes.items():
+            if not size:
+                raise DataError(
+                    f"surface {surface!r} has no request on the training days {self.days.train[0]} to "
+                    f"{self.days.train[-1]}; choose other days or leave the surface out of the recipe",
+                    file=str(dataset.root),
+                )
+        self.model = self._sharded_model()
+        self.total_steps = self.loader.steps * config.epochs
+        self.optimizer = build_optimizer(self.model, config.optimizer, total_steps=self.total_steps)
+        self.position = Position()
+        pipeline = TrainPipelineSparseDist if config.sharding.pipeline else TrainPipelineBase
+        self.pipeline = pipeline(self.model, self.optimizer, ranks.device)
+
+    def _sharded_model(self) -> torch.nn.Module:
+        torch.manual_seed(self.config.seed)
+        torch.backends.cuda.matmul.allow_tf32 = self.config.tf32
+        torch.backends.cudnn.allow_tf32 = self.config.tf32
+        task = build_task(self.plan, table_device=torch.device("meta"))
+        model = shard(
+            task,
+            sharding=self.config.sharding,
+            optimizer=self.config.optimizer,
+            ranks=self.ranks,
+            requests_per_rank=-(-self.config.loader.requests_per_batch // self.ranks.world_size),
+        )
+        fill_tables(model, seed=self.config.seed, scale=TABLE_SCALE)
+        return model
+
+    def make_loader(self, days: tuple[str, ...], *, shuffle: bool = True) -> Loader:
+        """A loader of this rank's share of the given days."""
+        return Loader(
+            self.dataset,
+            self.plan.layout,
+            replace(self.config.loader, shuffle=shuffle and self.config.loader.shuffle),
+            days=days,
+            seed=self.config.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint, written by any number of ranks.
+
+        Raises:
+            CheckpointError: it is of another run, or damaged.
+        """
+        state = checkpoint.resume(path, self.state, self.model, self.optimizer)
+        self.position = Position(state.epoch, state.step)
+
+    @property
+    def state(self) -> checkpoint.CheckpointState:
+        """What a checkpoint written now would say of itself."""
+        return checkpoint.CheckpointState(
+            format_version=1,
+            config=self.config,
+            schema=self.dataset.schema,
+            moments=dict(self.plan.moments),
+            dataset=self.dataset.fingerprint,
+            training_days=self.days.train,
+            epoch=self.position.epoch,
+            step=self.position.step,
+        )
+
+    def train(self) -> Path:
+        """Train to the end; returns the last checkpoint."""
+        if self.reporter is not None:
+            self.reporter.plan(self)
+        self.model.train()
+        while self.position.epoch < self.config.epochs:
+            self._train_epoch()
+            self.position = Position(self.position.epoch + 1, 0)
+        return self.save()
+
+    def save(self) -> Path:
+        """Write a checkpoint of the position reached; every rank calls this."""
+        return checkpoint.save(self.folder, self.state, self.model, self.optimizer, self.ranks)
+
+    def _train_epoch(self) -> None:
+        batches = self._agreed(self.loader.batches(self.position.epoch, self.position.step))
+        window = _LossWindow(self.config, self.ranks)
+        for outputs in self._progress(batches):
+            self.position.step += 1
+            window.add(outputs)
+            if self.position.step % self.config.log_steps == 0 or self.position.step == self.loader.steps:
+                metrics = window.close()
+                metrics |= {f"train/{n}_lr": float(o.param_groups[0]["lr"]) for n, o in self.optimizer.optimizers}
+                self._report(metrics)
+            every = self.config.checkpoint_steps
+            if every and self.position.step % every == 0 and self.position.step < self.loader.steps:
+                self.save()
+
+    def _progress(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
+        """Steps of the pipeline until the batches end."""
+        while True:
+            try:
+                outputs = self.pipeline.progress(batches)
+            except StopIteration:
+                return
+            yield outputs
+
+    def predict(self, days: tuple[str, ...], consume: Callable[[str, StepOutputs], None]) -> None:
+        """Score days in order, each whole, with the model as it stands; every rank calls this.
+
+        Args:
+            days: which days.
+            consume: gets the day and each step's outputs of this rank.
+        """
+        self.model.eval()
+        with torch.no_grad():
+            for day in days:
+                loader = self.make_loader((day,), shuffle=False)
+                for outputs in self._progress(self._agreed(loader.batches(0))):
+                    consume(day, outputs)
+        self.model.train()
+
+    def _agreed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches whose losses are divided by the mean total over ranks, so that their gradients' mean is the
+        gradient of the mean over the global batch, however rows fell to ranks."""
+        for batch in batches:
+            total = self.ranks.sum(batch.task_normalizer)
+            yield replace(batch, task_normalizer=total / self.ranks.world_size)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        if self.reporter is not None:
+            self.reporter.progress(
+                epoch=self.position.epoch, step=self.position.step, steps=self.loader.steps, metrics=metrics
+            )
+
+
+class _LossWindow:
+    """Mean losses and rates between two reports. Closing it is the one place where a step waits for the device."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self.config = config
+        self.ranks = ranks
+        self._reset()
+
+    def _reset(self) -> None:
+        self.start = time.perf_counter()
+        self.steps = 0
+        self.requests = 0
+        self.impressions = 0
+        self.losses = torch.zeros(2 * len(self.config.tasks))
+
+    def add(self, outputs: StepOutputs) -> None:
+        self.losses = self.losses.to(outputs.losses.device) + outputs.losses
+        self.steps += 1
+        self.requests += sum(outputs.batch.inputs.requests_per_surface)
+        self.impressions += sum(outputs.batch.inputs.candidates_per_surface)
+
+    def close(self) -> dict[str, float]:
+        """Metrics over all ranks; resets.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite.
+        """
+        local = torch.cat(
+            [self.losses.flatten().cpu().double(), torch.tensor([self.requests, self.impressions], dtype=torch.float64)]
+        )
+        total = self.ranks.sum(local)
+        losses = (total[:-2] / (self.steps * self.ranks.world_size)).view(2, -1)
+        seconds = time.perf_counter() - self.start
+        if not torch.isfinite(losses).all():
+            raise NonFiniteLossError(
+                "the loss is NaN or infinite; lower optimizer.dense_lr or optimizer.sparse_lr, "
+                "or set optimizer.clip_gradient_norm"
+            )
+        metrics = {f"train/{t}/loss": float(losses[0, i]) for i, t in enumerate(self.config.tasks)}
+        metrics |= {f"train/{t}/calibrated_loss": float(losses[1, i]) for i, t in enumerate(self.config.tasks)}
+        metrics |= {
+            "train/requests_per_second": float(total[-2]) / seconds,
+            "train/impressions_per_second": float(total[-1]) / seconds,
+        }
+        self._reset()
+        return metrics
