@@ -1,0 +1,148 @@
+"""The journal of one run: everything that is to reach MLflow, on disk before anything is sent.
+
+A folder holds `journal.jsonl`, one entry a line and only ever appended to; `files/`, the artifacts that wait;
+`sent.json`, how many bytes of the journal have arrived; and `rejected.jsonl`, entries that MLflow will not take.
+An entry is a JSON object with `kind` and `ms` (when it happened, milliseconds since the epoch, UTC).
+Lines survive the death of the process; they are not forced to the disk at each write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+JOURNAL, FILES, STATE, REJECTED, LOCK = "journal.jsonl", "files", "sent.json", "rejected.jsonl", ".lock"
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """How far a journal has been sent.
+
+    Args:
+        offset: bytes of the journal that MLflow has.
+        run_id: MLflow's id of the run, once it has one.
+        linked: whether the run knows its parent, or has none.
+    """
+
+    offset: int = 0
+    run_id: str | None = None
+    linked: bool = True
+
+
+class Journal:
+    """The writing end; one process and run at a time, any thread.
+
+    Args:
+        folder: made if need be. A journal that is there already is continued; half a line at its end, left by
+            a process that died while writing, is cut off.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / FILES).mkdir(parents=True, exist_ok=True)
+        path = folder / JOURNAL
+        if path.exists():
+            _cut_half_line(path)
+        self._file = path.open("ab", buffering=0)  # one entry, one write
+        self._lock = threading.Lock()
+        self._staged = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return (self.folder / JOURNAL).stat().st_size
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Write one entry.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        line = json.dumps({"kind": kind, "ms": time.time_ns() // 1_000_000} | fields) + "\n"
+        with self._lock:
+            self._file.write(line.encode())
+
+    def place(self, name: str) -> Path:
+        """A path in a folder of its own under `files/`, for an artifact of that name to wait in."""
+        with self._lock:
+            self._staged += 1
+            folder = self.folder / FILES / f"{time.time_ns()}-{self._staged}"
+        folder.mkdir()
+        return folder / name
+
+    def stage(self, path: Path) -> str:
+        """Take a file or folder as it is now, by hard link where the disk allows; returns its place in `folder`."""
+        target = self.place(path.name)
+        if path.is_dir():
+            shutil.copytree(path, target, copy_function=_link)
+        else:
+            _link(str(path), str(target))
+        return str(target.relative_to(self.folder))
+
+    def close(self) -> None:
+        """No more entries."""
+        self._file.close()
+
+
+def entries(folder: Path, offset: int = 0) -> Iterator[tuple[Entry, int]]:
+    """Whole entries from byte `offset` on, each with the offset of the next.
+
+    Raises:
+        DataError: there is no journal, or a line of it is no JSON object.
+    """
+    path = folder / JOURNAL
+    if not path.is_file():
+        raise DataError("no run was journalled here; give the folder that holds journal.jsonl", file=str(path))
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                entry = json.loads(line)
+                yield {"kind": entry["kind"], "ms": entry["ms"]} | entry, offset
+            except (ValueError, KeyError, TypeError) as cause:
+                raise DataError(f"the line that ends at byte {offset} is no entry", file=str(path)) from cause
+
+
+def read_state(folder: Path) -> State:
+    """How far the journal in `folder` has been sent."""
+    path = folder / STATE
+    return State(**json.loads(path.read_text())) if path.exists() else State()
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Remember how far the journal has been sent; a reader sees the old state or the new."""
+    beside = folder / f".{STATE}.{os.getpid()}"
+    beside.write_text(json.dumps(asdict(state)))
+    beside.replace(folder / STATE)
+
+
+def reject(folder: Path, entry: Entry, why: str) -> None:
+    """Set aside an entry that MLflow will never take, so that it does not hold up those behind it."""
+    with (folder / REJECTED).open("a") as file:
+        file.write(json.dumps({"why": why, "entry": entry}) + "\n")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _cut_half_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
