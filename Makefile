@@ -1,0 +1,77 @@
+# make help lists what there is. Everything runs in its own virtual environment, .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Python 3.11 or 3.12 that makes the environment.
+PYTHON ?= python3
+VENV ?= .venv
+# requirements/cuda.txt on a machine with CUDA.
+LOCK ?= requirements/cpu.lock
+# More options for every pip install, such as an index to find packages in.
+PIP_ARGS ?=
+# Test processes; each computes on one thread.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+DEMO ?= demo
+PORT ?= 5000
+
+BIN := $(VENV)/bin
+PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed-$(notdir $(LOCK))
+SHIM := requirements/fbgemm-gpu-cpu-shim
+OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: help setup lock lint format test slow demo bench ui clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv with the locked packages and this one; does nothing when nothing changed
+
+# Bytecode is compiled here, whatever the shell says: without it every later start pays for it.
+$(STAMP): $(LOCK) pyproject.toml $(SHIM)/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit(f"Trefoil wants Python 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
+	@test -z "$(OTHERS)" || { echo "$(VENV) was made from $(patsubst .installed-%,%,$(notdir $(OTHERS))): make clean first, or choose another: make setup LOCK=$(LOCK) VENV=.venv-other"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing $(LOCK) into $(VENV); one to three minutes the first time"
+	@$(PIP) install --quiet --quiet --compile $(PIP_ARGS) -r $(LOCK)
+	@$(PIP) install --quiet --quiet --compile --no-deps --no-build-isolation --editable .
+	@$(PIP) check
+	@touch $@
+
+lock: setup ## resolve pyproject.toml anew and rewrite requirements/cpu.lock and cuda.txt
+	$(BIN)/python requirements/lock.py -- $(PIP_ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## put the code into ruff's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint ## set-up, lint and every test that is not slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+slow: setup ## the tests that the suite leaves out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+demo: setup ## simulated logs to a trained, exported and registered model, through TorchX on two ranks
+	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(DEMO)
+
+bench: setup ## every benchmark in its quick form; each prints one JSON object as its last line
+	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
+	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick; done
+
+ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:$(PORT)
+	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$${TREFOIL_HOME:-runs}/mlflow.db}"
+
+clean: ## remove the environment, the demo and what tools left behind
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
