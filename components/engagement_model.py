@@ -151,6 +151,14 @@ class EngagementBody(nn.Module):
             both = sorted(block.keys & shared)
             if both:
                 raise ValueError(f"{both} stand both in the shared vectors and in the late fusion of {surface!r}")
+        expected: dict[str, int] = self.towers.late_dims if isinstance(self.towers, Towers) else {}
+        for surface in self.surfaces:
+            wants = expected.get(surface, 0)
+            gives = late[surface].out_dim if surface in late else 0
+            if wants != gives:
+                raise ValueError(
+                    f"tower of {surface!r} was built for a late vector of width {wants}, its late fusion gives {gives}"
+                )
 
 
 class EngagementModel(nn.Module):

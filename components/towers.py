@@ -111,8 +111,8 @@ class Towers(nn.Module):
     ) -> None:
         super().__init__()
         self.surfaces, self.tasks = check_names("surfaces", surfaces), check_names("tasks", tasks)
-        late = dict(late_dims or {})
-        stray = sorted(set(late) - set(self.surfaces))
+        self.late_dims: dict[str, int] = dict(late_dims or {})
+        stray = sorted(set(self.late_dims) - set(self.surfaces))
         if stray:
             raise ValueError(f"late_dims names surfaces {stray}, which are not among {list(self.surfaces)}")
         self.trees = nn.ModuleDict(
@@ -121,7 +121,7 @@ class Towers(nn.Module):
                     tasks=self.tasks,
                     in_dim=in_dim,
                     hidden=hidden,
-                    late_dim=late.get(s, 0),
+                    late_dim=self.late_dims.get(s, 0),
                     activation=activation,
                     dropout=dropout,
                     layer_norm=layer_norm,
