@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,8 +76,7 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
     ranks.barrier()
-    with _quiet():
-        dcp.save(_tensors(model, optimizer), checkpoint_id=str(beside))
+    dcp.save(_tensors(model, optimizer), checkpoint_id=str(beside))
     if ranks.is_first:
         (beside / STATE).write_bytes(_STATE.dump_json(state, indent=1))
         if target.exists():
@@ -149,8 +147,7 @@ def resume(
     _prime(model, optimizer)
     tensors = _tensors(model, optimizer)
     try:
-        with _quiet():
-            dcp.load(tensors, checkpoint_id=str(checkpoint))
+        dcp.load(tensors, checkpoint_id=str(checkpoint))
     except dcp.CheckpointException as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {_first_line(error)}") from error
     model.load_state_dict(tensors["model"])
@@ -167,8 +164,7 @@ def load_unsharded(checkpoint: Path, module: nn.Module) -> None:
     """
     tensors = {"model": module.state_dict()}
     try:
-        with _quiet():
-            dcp.load(tensors, checkpoint_id=str(checkpoint), no_dist=True)
+        dcp.load(tensors, checkpoint_id=str(checkpoint), no_dist=True)
     except (dcp.CheckpointException, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint} does not hold this model: {_first_line(error)}") from error
     module.load_state_dict(tensors["model"])
@@ -189,12 +185,3 @@ def _prime(model: DistributedModelParallel, optimizer: KeyedOptimizer) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-class _quiet(warnings.catch_warnings):
-    """Silence what torch.distributed says of its own use of ShardedTensor."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-        warnings.filterwarnings("ignore", message=".*torch.distributed.*(unavailable|no_dist).*", category=UserWarning)

@@ -7,7 +7,7 @@ CUDA with NCCL, or CPU with gloo, from the same lines.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,12 +32,14 @@ from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
 
 from pipeline.config import OptimizerConfig, ShardingConfig
 from pipeline.errors import ConfigError, unknown
+from pipeline.train.quiet import quiet_dependencies
 from pipeline.train.tables import table_of
 
 SPARSE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam, "sgd": SGD}
 # Share of a device's memory that the planner leaves to dense parameters, activations and buffers.
 RESERVED_MEMORY = 0.3
-DEFAULT_SHARDING = (ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value)
+SHARDING_TYPES = tuple(t.value for t in ShardingType)
+TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
 DENSE_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
@@ -89,6 +91,9 @@ def joined() -> Iterator[Ranks]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # TorchRec reads it too, and a single process has no launcher that would set it.
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(world_size))
+    quiet_dependencies()
     if world_size > 1:
         dist.init_process_group(backend)
     else:
@@ -101,40 +106,46 @@ def joined() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-class RowWiseBagSharder(EmbeddingBagCollectionSharder):
-    """Offers row-wise bags on CPU too: TorchRec's sharder leaves them out there, yet they work over gloo."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        types = super().sharding_types(compute_device_type)
-        row_wise = ShardingType.ROW_WISE.value
-        return types if row_wise in types else [*types, row_wise]
-
-
 def sharders() -> list[ModuleSharder[nn.Module]]:
     """The sharders of the collections that models are made of."""
     return [
-        cast(ModuleSharder[nn.Module], RowWiseBagSharder()),
+        cast(ModuleSharder[nn.Module], EmbeddingBagCollectionSharder()),
         cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder()),
     ]
 
 
-def table_constraints(config: ShardingConfig, tables: Iterable[str]) -> dict[str, ParameterConstraints]:
-    """The planner's constraints for the given tables.
+def table_constraints(
+    config: ShardingConfig, module: nn.Module, device: torch.device
+) -> dict[str, ParameterConstraints]:
+    """The planner's constraints for the tables of a module.
 
     Tables that the run does not name may lie table- or row-wise: with these the fused optimizer does exactly what
-    it does unsharded. Column-wise splits the row that RowWiseAdagrad averages over; data-parallel has no fused kernel.
+    it does unsharded. Column-wise splits the row that RowWiseAdagrad averages over; data-parallel has no fused
+    kernel. Row-wise bags give each rank its own number of rows back, which gloo's all_gather cannot take, so on CPU
+    bags lie table-wise.
 
     Raises:
-        ConfigError: a sharding type that TorchRec does not have.
+        ConfigError: a sharding type that TorchRec does not have, or that cannot work on the device.
     """
-    known = [t.value for t in ShardingType]
-    for table, types in config.tables.items():
-        for name in types:
-            if name not in known:
-                raise ConfigError(f"sharding.tables: table {table!r}: " + unknown("sharding type", name, known))
-    return {
-        table: ParameterConstraints(sharding_types=list(config.tables.get(table, DEFAULT_SHARDING))) for table in tables
-    }
+    constraints = {}
+    for name, _ in module.named_parameters():
+        table = table_of(name)
+        if table is None:
+            continue
+        is_bag = ".embedding_bags." in name
+        chosen = config.tables.get(table, (TABLE_WISE,) if is_bag and device.type == "cpu" else (TABLE_WISE, ROW_WISE))
+        for kind in chosen:
+            if kind not in SHARDING_TYPES:
+                raise ConfigError(
+                    f"sharding.tables: table {table!r}: " + unknown("sharding type", kind, SHARDING_TYPES)
+                )
+            if kind == ROW_WISE and is_bag and device.type == "cpu":
+                raise ConfigError(
+                    f"sharding.tables: table {table!r} is pooled in bags, which cannot lie row_wise over gloo: its "
+                    "all_gather wants the same number of rows from each rank. Use table_wise or column_wise"
+                )
+        constraints[table] = ParameterConstraints(sharding_types=list(chosen))
+    return constraints
 
 
 def plan_shards(module: nn.Module, config: ShardingConfig, ranks: Ranks, requests_per_rank: int) -> ShardingPlan:
@@ -142,16 +153,15 @@ def plan_shards(module: nn.Module, config: ShardingConfig, ranks: Ranks, request
     topology = TopologyFactory.create_topology(
         TrainerConfig(
             world_size=ranks.world_size,
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks.world_size))),
+            local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
         ),
         kernel_config=KernelConfig(compute_device=ranks.device.type),
     )
-    tables = {t for name, _ in module.named_parameters() if (t := table_of(name)) is not None}
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=requests_per_rank,
         storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED_MEMORY),
-        constraints=table_constraints(config, sorted(tables)),
+        constraints=table_constraints(config, module, ranks.device),
     )
     return planner.collective_plan(module, sharders(), cast(dist.ProcessGroup, dist.group.WORLD))
 

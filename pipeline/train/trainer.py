@@ -21,7 +21,7 @@ from pipeline.train import checkpoint
 from pipeline.train.build import build_task, model_plan
 from pipeline.train.days import DaySplit, split_days
 from pipeline.train.sharding import Ranks, build_optimizer, shard
-from pipeline.train.tables import fill_tables
+from pipeline.train.tables import fill_tables, table_of
 from pipeline.train.task import StepOutputs
 
 # Half-width of the first values of embedding rows.
@@ -116,6 +116,11 @@ class Trainer:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
         )
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of dense parameters, which every rank holds whole."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if table_of(name) is None)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint, written by any number of ranks.

@@ -1,0 +1,58 @@
+"""The `trefoil` command: one thin module a verb, imported when it is called, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from pipeline.errors import TrefoilError, unknown
+
+VERBS = {
+    "simulate": "make multi-surface ads logs whose true probabilities are known",
+    "ingest": "turn flat impression logs into a Trefoil log",
+    "inspect": "what a log holds, checked",
+    "train": "train, validate and test a recipe on a log",
+    "evaluate": "score a log's days with a checkpoint, per surface and task",
+    "compare": "differences between runs on the same rows, paired",
+    "export": "make one surface's serving artifact from a checkpoint, and register it",
+    "score": "score a file of rows with an artifact",
+    "recipes": "the shipped recipes",
+    "doctor": "what works on this machine and what does not",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status: 0 done, 1 an error of ours, 2 wrong usage."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    verb, *rest = arguments
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(version("trefoil"))
+        return 0
+    if verb not in VERBS:
+        print(f"trefoil: {unknown('verb', verb, VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return int(importlib.import_module(f"pipeline.cli.{verb}").main(rest))
+    except TrefoilError as error:
+        print(f"trefoil {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"trefoil {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {name:10} {what}" for name, what in VERBS.items())
+    return (
+        "usage: trefoil VERB [flags]\n\n"
+        "One engagement model for all surfaces: trained together, exported once per surface.\n\n"
+        f"{verbs}\n\n"
+        "`trefoil VERB --help` says more. First steps:\n"
+        "  trefoil simulate --out logs\n"
+        "  trefoil train --recipe demo --data logs --nproc 2"
+    )

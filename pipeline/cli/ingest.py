@@ -1,0 +1,44 @@
+"""trefoil ingest"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from pipeline.cli.common import console, finish, parse
+from pipeline.data.ingest import ingest
+from pipeline.errors import ConfigError
+
+DESCRIPTION = """Turn flat impression logs (CSV, Parquet) into a Trefoil log. See docs/data.md for specs.
+
+Example:  trefoil ingest kuairand --out logs root=path/to/KuaiRand-Pure"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    spec: tyro.conf.Positional[str]
+    """A shipped spec's name, or the path of a YAML file."""
+    params: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Parameters of the spec, each written name=value."""
+    out: Path
+    """Folder to write; must not yet hold a log."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def main(argv: list[str]) -> int:
+    args = parse(Args, argv, verb="ingest", description=DESCRIPTION)
+    out = console(args.json)
+    params = {}
+    for text in args.params:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"parameter {text!r} is not written name=value, such as root=path/to/logs")
+        params[name] = value
+    dataset = ingest(args.spec, args.out, params)
+    sizes = {s: sum(p.requests for p in dataset.partitions(s)) for s in dataset.schema.surfaces}
+    shown = sum(p.impressions for p in dataset.description.partitions)
+    out.print(f"wrote {args.out}: {sum(sizes.values()):,} requests, {shown:,} impressions, {len(dataset.days)} days")
+    return finish({"data": str(args.out), "requests": sizes, "impressions": shown, "days": dataset.days}, args.json)

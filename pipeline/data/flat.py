@@ -1,0 +1,49 @@
+"""The other way round: grouped logs as one row a candidate, for baselines, truths and analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from pipeline.data.logs import Dataset
+from pipeline.errors import SchemaError
+from pipeline.schema import HISTORY_ITEM, REQUEST_ID, USER_ID, WEIGHT, DatasetSchema, Kind, Level
+
+
+def item_feature(schema: DatasetSchema) -> str:
+    """The candidate-level feature that names the item: of the history's vocabulary, or else of the largest one.
+
+    Raises:
+        SchemaError: candidates have no single-valued categorical feature.
+    """
+    names = [f for f in schema.select(level=Level.CANDIDATE, kind=Kind.CATEGORICAL) if not f.multi_valued]
+    if not names:
+        raise SchemaError("candidates have no single-valued categorical feature that could name the item")
+    if schema.has_history:
+        shared = [f for f in names if f.vocabulary == schema.feature(HISTORY_ITEM).vocabulary]
+        names = shared or names
+    return max(names, key=lambda f: schema.vocabulary(f.vocabulary or "").size).name
+
+
+def impressions(
+    dataset: Dataset, *, surfaces: Sequence[str], tasks: Sequence[str], days: tuple[str, ...], item: str
+) -> pl.LazyFrame:
+    """One row a candidate: surface, date, request_id, user_id, candidate, the item, `label_<task>`, weight.
+
+    Raises:
+        DataError, SchemaError: an unknown day or surface.
+    """
+    parts = []
+    lists = [item, *tasks, *([WEIGHT] if dataset.schema.weighted else [])]
+    for surface in surfaces:
+        for partition in dataset.partitions(surface, days):
+            files = [str(dataset.root / f.path) for f in partition.files]
+            parts.append(
+                pl.scan_parquet(files, hive_partitioning=False)
+                .select(REQUEST_ID, USER_ID, *lists)
+                .with_columns(candidate=pl.int_ranges(0, pl.col(tasks[0]).list.len().cast(pl.Int64), dtype=pl.Int32))
+                .explode([*lists, "candidate"], empty_as_null=False)
+                .with_columns(surface=pl.lit(surface), date=pl.lit(partition.date))
+            )
+    return pl.concat(parts).rename({t: f"label_{t}" for t in tasks})

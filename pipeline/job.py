@@ -1,0 +1,215 @@
+"""The main job: train, judge, keep the record. Export and registration follow where they are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import RunConfig, config_from_json, config_to_json, default_home, flat_config
+from pipeline.data.logs import Dataset
+from pipeline.errors import ConfigError
+from pipeline.evaluate.compare import Comparison
+from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.report import MODEL, as_dict, print_report
+from pipeline.tracking import Tracker, metric_name
+from pipeline.train import checkpoint
+from pipeline.train.judge import PredictionCollector, gather, judge
+from pipeline.train.sharding import Ranks, describe_plan, joined
+from pipeline.train.trainer import Trainer
+
+CONFIG = "config.json"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """What a finished job leaves behind.
+
+    Args:
+        folder: of the run.
+        checkpoint: the last one.
+        comparison: the model on the test days beside its baselines; None on ranks other than the first.
+    """
+
+    folder: Path
+    checkpoint: Path
+    comparison: Comparison | None
+
+
+def run(config: RunConfig, data: Path, folder: Path, *, console: Console) -> JobResult:
+    """Train, validate and test; every rank calls this. A folder that holds checkpoints is gone on with.
+
+    Args:
+        config: the run.
+        data: folder of the log.
+        folder: of the run: config.json, checkpoints/, predictions/, metrics.json.
+        console: where the first rank tells of progress.
+
+    Raises:
+        TrefoilError: the run does not fit the log, or the folder holds another run.
+    """
+    with joined() as ranks:
+        dataset = Dataset.open(data)
+        if ranks.is_first:
+            _claim(folder, config)
+        ranks.barrier()
+        tracker = Tracker.start(
+            folder.name,
+            run_dir=folder,
+            root=default_home(),
+            experiment=f"trefoil/{config.name}",
+            tags=_tags(config, dataset, ranks),
+            params=flat_config(config),
+            rank=ranks.rank,
+        )
+        with tracker:
+            reporter = ConsoleReporter(console, tracker)
+            trainer = Trainer(config, dataset, ranks, folder / "checkpoints", reporter)
+            last = checkpoint.newest(folder / "checkpoints")
+            if last is not None:
+                trainer.resume(last)
+                if ranks.is_first:
+                    console.print(f"going on from {last}")
+            path = trainer.train()
+            comparison = _judge(trainer, folder, console, tracker)
+        return JobResult(folder=folder, checkpoint=path, comparison=comparison)
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Write the run's configuration; a folder of another run is an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIG
+    if path.exists() and config_from_json(path.read_bytes(), source=str(path)) != config:
+        raise ConfigError(
+            f"{folder} holds a run of another configuration; give the same recipe and flags to go on with it, "
+            "or another --run-dir to start anew"
+        )
+    path.write_bytes(config_to_json(config))
+
+
+def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
+    return {
+        "recipe": config.name,
+        "seed": str(config.seed),
+        "surfaces": ",".join(config.surfaces),
+        "dataset": dataset.fingerprint,
+        "data": str(dataset.root),
+        "world_size": str(ranks.world_size),
+        "device": ranks.device.type,
+        "code": _code_version(),
+    }
+
+
+def _code_version() -> str:
+    """The commit of the code, with a mark if it was changed since; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def _judge(trainer: Trainer, folder: Path, console: Console, tracker: Tracker) -> Comparison | None:
+    """Score validation and test days on all ranks; the first compares and reports."""
+    comparison = None
+    for split, days in (("val", trainer.days.validation), ("test", trainer.days.test)):
+        if not days:
+            continue
+        collector = PredictionCollector(trainer.config.surfaces, trainer.config.tasks)
+        trainer.predict(days, collector.add)
+        predictions = gather(collector, folder / "predictions" / f"{split}.parquet", trainer.ranks, trainer.dataset)
+        if predictions is not None:
+            comparison = _report(trainer, split, predictions, folder, console, tracker)
+    return comparison
+
+
+def _report(
+    trainer: Trainer, split: str, predictions: Predictions, folder: Path, console: Console, tracker: Tracker
+) -> Comparison:
+    comparison = judge(predictions, trainer.dataset, trainer.days.train, resamples=trainer.config.bootstrap_resamples)
+    values = {
+        metric_name(surface, task, metric, split=split): estimate.value
+        for surface, tasks in comparison.scores[MODEL].items()
+        for task, score in tasks.items()
+        for metric, estimate in score.estimates.items()
+        if estimate.value is not None
+    }
+    tracker.log_metrics(values, step=trainer.total_steps)
+    path = folder / f"{split}_{METRICS}"
+    path.write_text(json.dumps({"days": predictions.dates, **as_dict(comparison)}, indent=1) + "\n")
+    tracker.log_artifact(path)
+    if split == "test":
+        console.print(f"\nTest days {', '.join(predictions.dates)}:")
+        print_report(comparison, console=console)
+    return comparison
+
+
+class ConsoleReporter:
+    """Progress of a run, for a person and for MLflow.
+
+    Args:
+        console: where to print.
+        tracker: where to record.
+    """
+
+    def __init__(self, console: Console, tracker: Tracker) -> None:
+        self.console = console
+        self.tracker = tracker
+
+    def plan(self, trainer: Trainer) -> None:
+        """Print the sharding plan, sizes and days at the start."""
+        config, ranks = trainer.config, trainer.ranks
+        self.console.print(
+            f"recipe {config.name}: {ranks.world_size} rank(s) on {ranks.device.type}, "
+            f"{trainer.loader.steps} steps an epoch, {config.epochs} epoch(s); training days "
+            f"{trainer.days.train[0]} to {trainer.days.train[-1]}, "
+            f"validation {', '.join(trainer.days.validation) or 'none'}, test {', '.join(trainer.days.test) or 'none'}"
+        )
+        sizes = ", ".join(f"{s} {n:,}" for s, n in trainer.loader.sizes.items())
+        self.console.print(f"requests an epoch: {sizes}; dense parameters: {trainer.dense_parameters:,}")
+        rows = describe_plan(trainer.model.plan)
+        self.console.print(_plan_table(rows, config))
+        self.tracker.log_text(json.dumps(rows, indent=1), "sharding_plan.json")
+
+    def progress(self, *, epoch: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Print and record one report."""
+        losses = "  ".join(
+            f"{n.split('/')[1]} {v:.4f}" for n, v in metrics.items() if n.startswith("train/") and n.endswith("/loss")
+        )
+        rate = metrics["train/impressions_per_second"]
+        self.console.print(f"epoch {epoch} step {step}/{steps}  loss {losses}  {rate:,.0f} impressions/s")
+        self.tracker.log_metrics(metrics, step=epoch * steps + step)
+
+
+def _plan_table(rows: list[dict[str, object]], config: RunConfig) -> Table:
+    table = Table(title=f"embedding tables (optimizer {config.optimizer.sparse}, fused; weights float32)")
+    for heading in ("module", "table", "rows", "dim", "sharding", "kernel", "ranks"):
+        table.add_column(heading, justify="right" if heading in ("rows", "dim") else "left")
+    for row in rows:
+        table.add_row(*(str(row[c]) for c in ("module", "table", "rows", "dim", "sharding", "kernel", "ranks")))
+    return table
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks for all ranks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_worker() -> bool:
+    """Whether a launcher (torchrun, TorchX) started this process as one of its ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def summary(result: JobResult) -> dict[str, Any]:
+    """The job's result as JSON-able values."""
+    compared = as_dict(result.comparison) if result.comparison is not None else None
+    return {"run": str(result.folder), "checkpoint": str(result.checkpoint), "test": compared}
