@@ -100,3 +100,24 @@ class CrossProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.cross(x))
+
+
+class LinearProjection(nn.Module):
+    """The rival of `CrossProjection`: narrow the vector without crossing it.
+
+    Args:
+        in_dim: X.
+        out_dim: P.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, *, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        check_at_least(1, in_dim=in_dim, out_dim=out_dim)
+        self.project = nn.Linear(in_dim, out_dim)
+        self.out_dim = out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from components.attention import Reader
-from components.cross import CrossProjection
+from components.cross import CrossProjection, LinearProjection
 from components.inputs import ModelInputs
 from components.mlp import check_dropout, concat
 from components.names import check_at_least
@@ -198,7 +198,7 @@ class HistoryBlock(nn.Module):
         events: EventEmbedding,
         encoder: HistoryEncoder | None,
         reader: Reader,
-        projection: CrossProjection | None = None,
+        projection: CrossProjection | LinearProjection | None = None,
     ) -> None:
         super().__init__()
         self.events, self.encoder, self.reader, self.projection = events, encoder, reader, projection

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from components.cross import CrossProjection, DCNv2
+from components.cross import CrossProjection, DCNv2, LinearProjection
 
 
 def slow_cross(x: Tensor, matrices: list[Tensor], biases: list[Tensor]) -> Tensor:
@@ -62,6 +62,16 @@ def test_projection_is_linear_on_the_crossed_vector() -> None:
     assert_close(block(x), block.cross(x) @ block.project.weight.T + block.project.bias)
     assert block.out_dim == 2
     assert block(x[:0]).shape == (0, 2)
+
+
+def test_linear_projection_is_the_last_step_of_the_crossed_one() -> None:
+    crossed, linear = CrossProjection(in_dim=4, out_dim=2), LinearProjection(in_dim=4, out_dim=2)
+    linear.project.load_state_dict(crossed.project.state_dict())
+    x = torch.randn(3, 4)
+    assert_close(crossed(x), linear(crossed.cross(x)))
+    assert linear.out_dim == 2
+    with pytest.raises(ValueError, match="in_dim is 0; it must be at least 1"):
+        LinearProjection(in_dim=0, out_dim=2)
 
 
 @pytest.mark.parametrize(
