@@ -20,6 +20,7 @@ from pipeline.evaluate.predictions import DATE, KEY, SURFACE, WEIGHT, Prediction
 from pipeline.schema import USER_ID
 
 Runs = Mapping[str, Predictions | Sequence[Predictions]]
+_Key = tuple[str, str, str]  # run, surface, task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +101,15 @@ def compare(
     first = aligned[reference][0]
     bootstrap = UserBootstrap(first.table[USER_ID].to_numpy(), resamples=resamples, seed=seed)
     tasks = [t for t in first.tasks if all(t in p.tasks for seeds in aligned.values() for p in seeds)]
-    cells = {
-        (name, surface, task): _cell(seeds, surface, task, bootstrap, daily=daily)
-        for name, seeds in aligned.items()
-        for surface in first.surfaces
-        for task in tasks
-    }
+    cells = _samples(
+        {
+            (name, surface, task): _parts(seeds, surface, task, bootstrap, daily=daily)
+            for name, seeds in aligned.items()
+            for surface in first.surfaces
+            for task in tasks
+        },
+        bootstrap,
+    )
     others = [name for name in runs if name != reference]
     macro = {(name, task): _macro([cells[name, s, task] for s in first.surfaces]) for name in runs for task in tasks}
 
@@ -178,25 +182,37 @@ def _reference(runs: Runs, reference: str | None) -> str:
     return next(iter(runs)) if reference is None else reference
 
 
-def _cell(seeds: Sequence[Predictions], surface: str, task: str, bootstrap: UserBootstrap, *, daily: bool) -> _Cell:
-    """The metrics of one run, averaged over its seeds, and over days if `daily`, in every resample."""
-    reasons: dict[str, str] = {}
-    parts: list[ResampledMetrics] = []
-    most = 1
+def _parts(
+    seeds: Sequence[Predictions], surface: str, task: str, bootstrap: UserBootstrap, *, daily: bool
+) -> dict[str, ResampledMetrics]:
+    """What one run's metrics on a surface are averaged over, its seeds and days, by a name that an error may say."""
     days = seeds[0].table.filter(pl.col(SURFACE) == surface)[DATE].unique().sort().to_list() if daily else [None]
-    for predictions in seeds:
-        for day in days:
-            rows = predictions.rows(surface, task, date=day)
-            most = max(most, rows.label.size)
-            parts.append(ResampledMetrics(rows, bootstrap.users))
-            on_day = f" on {day}" if day is not None else ""
-            reasons |= {metric: why + on_day for metric, why in parts[-1].reasons.items()}
-    blocks = [[part(counts) for part in parts] for counts in bootstrap.counts(most)]
-    samples = {
-        metric: np.concatenate([np.mean([values[metric] for values in block], axis=0) for block in blocks])
-        for metric in METRICS
+    return {
+        f"seed {seed}" + (f" on {day}" if day else ""): ResampledMetrics(
+            predictions.rows(surface, task, date=day), bootstrap.users
+        )
+        for seed, predictions in enumerate(seeds)
+        for day in days
     }
-    return _Cell(samples=samples, reasons=reasons)
+
+
+def _samples(cells: Mapping[_Key, Mapping[str, ResampledMetrics]], bootstrap: UserBootstrap) -> dict[_Key, _Cell]:
+    """Every cell in every resample; each block of resamples is drawn once and serves all cells."""
+    most = max(part.rows for parts in cells.values() for part in parts.values())
+    blocks: dict[_Key, list[dict[str, np.ndarray]]] = {key: [] for key in cells}
+    for counts in bootstrap.counts(most):
+        for key, parts in cells.items():
+            values = [part(counts) for part in parts.values()]
+            blocks[key].append({metric: np.mean([v[metric] for v in values], axis=0) for metric in METRICS})
+    result = {}
+    for key, parts in cells.items():
+        reasons: dict[str, str] = {}
+        for name, part in parts.items():
+            where = f" ({name})" if len(parts) > 1 else ""
+            reasons |= {metric: why + where for metric, why in part.reasons.items()}
+        samples = {metric: np.concatenate([block[metric] for block in blocks[key]]) for metric in METRICS}
+        result[key] = _Cell(samples=samples, reasons=reasons)
+    return result
 
 
 def _macro(cells: Sequence[_Cell]) -> _Cell:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.evaluate.predictions import Predictions, TaskRows
+from pipeline.tracking.names import metric_name
 
 METRICS = ("auc", "log_loss", "ne", "calibration", "ece")
 LOWER_IS_BETTER = frozenset({"log_loss", "ne", "ece"})
@@ -65,6 +66,17 @@ def evaluate(predictions: Predictions) -> dict[str, dict[str, TaskMetrics]]:
     return {
         surface: {task: task_metrics(predictions.rows(surface, task)) for task in predictions.tasks}
         for surface in predictions.surfaces
+    }
+
+
+def named(evaluation: Mapping[str, Mapping[str, TaskMetrics]], *, split: str = "val") -> dict[str, float]:
+    """An evaluation as flat metrics for a tracker, `val/<surface>/<task>/<metric>`; undefined ones are left out."""
+    return {
+        metric_name(surface, task, metric, split=split): value
+        for surface, tasks in evaluation.items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.values.items()
+        if value is not None
     }
 
 

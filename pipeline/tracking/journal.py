@@ -137,7 +137,7 @@ def reject(folder: Path, entry: Entry, why: str) -> None:
 
 def _link(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:
         shutil.copy2(source, target)
 

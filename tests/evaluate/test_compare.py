@@ -94,6 +94,12 @@ def test_daily_averages_days_whose_scores_do_not_compare() -> None:
     assert daily["calibration"].value == pytest.approx((0.3 + 1.7) / 2)
 
 
+def test_a_day_that_cannot_be_judged_is_named() -> None:
+    days = table(date=["2026-01-30"] * 2 + ["2026-01-31"] * 2, label_click=[0.0, 1.0, 0.0, 0.0])
+    auc = compare({"a": Predictions.of(days)}, resamples=0, daily=True).scores["a"]["hf"]["click"]["auc"]
+    assert auc.reason == "all observed outcomes are negative (seed 0 on 2026-01-31)"
+
+
 def test_a_surface_that_cannot_be_judged_says_why_and_spares_the_others() -> None:
     run = simulated(surfaces=("hf", "sr"))
     silent = pl.when(pl.col("surface") == "sr").then(0.0).otherwise(pl.col("label_click"))

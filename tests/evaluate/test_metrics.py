@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchrec.metrics.ne import compute_ne, get_ne_states
 
-from pipeline.evaluate.metrics import ETA, METRICS, deciles, evaluate, task_metrics
+from pipeline.evaluate.metrics import ETA, METRICS, deciles, evaluate, named, task_metrics
 from pipeline.evaluate.predictions import Predictions
 from tests.evaluate.rows import table, task_rows
 
@@ -83,3 +83,6 @@ def test_evaluate_goes_by_surface_and_task() -> None:
     assert metrics["sr"]["like"]["auc"] == 1.0
     assert metrics["hf"]["like"].rows == 0
     assert metrics["hf"]["like"]["auc"] is None
+    flat = named(metrics)
+    assert flat["val/sr/like/auc"] == 1.0
+    assert "val/hf/like/auc" not in flat

@@ -40,6 +40,7 @@ def test_a_whole_run_arrives(store: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "signature.json").write_text("[]")
+    (tmp_path / "artifact" / "linked.json").symlink_to("../plan.json")
     parent = begin(store, tmp_path, "wave")
     with begin(
         store, tmp_path, "hf", parent=parent, tags={"code": "abc"}, params={"optimizer": {"lr": 0.1}}
@@ -59,7 +60,8 @@ def test_a_whole_run_arrives(store: Path, tmp_path: Path) -> None:
     history = client.get_metric_history(run.info.run_id, "val/hf/click/auc")
     assert [(m.step, m.value) for m in history] == [(0, 0.5), (1, 0.6), (2, 0.7)]
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"plan.json", "model", "notes", "curve.png"}
-    assert [f.path for f in client.list_artifacts(run.info.run_id, "model")] == ["model/signature.json"]
+    inside = [f.path for f in client.list_artifacts(run.info.run_id, "model")]
+    assert inside == ["model/linked.json", "model/signature.json"]
     assert not list((tmp_path / "hf" / "tracking" / "files").iterdir())
     # The child may have been sent before its parent was: the link is made at the latest when it is synced.
     sync(tmp_path / "hf")
