@@ -63,7 +63,7 @@ def bucket_of(user: pl.Expr, buckets: int) -> pl.Expr:
     return (user.hash(seed=7) % buckets).cast(pl.Int32).alias("_bucket")
 
 
-def write_events(spec: IngestSpec, path: Path, out: Path, buckets: int, after: int | None = None) -> None:
+def write_events(spec: IngestSpec, path: Path, buckets: int, after: int | None, out: Path) -> None:
     """Stream one log file into `out/_bucket=k/*.parquet`.
 
     Args:
@@ -187,7 +187,7 @@ def _refuse_bad_rows(spec: IngestSpec, out: Path, path: Path) -> None:
     )
 
 
-def write_earlier(spec: IngestSpec, path: Path, out: Path, buckets: int) -> None:
+def write_earlier(spec: IngestSpec, path: Path, buckets: int, out: Path) -> None:
     """Stream one file of `history.earlier` into `out/_bucket=k/*.parquet`: user, item (text), time, place."""
     assert spec.history is not None
     assert spec.history.earlier is not None

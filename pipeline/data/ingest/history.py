@@ -94,7 +94,7 @@ class HistoryBuilder:
             zero = pl.lit(0, dtype=pl.Int8)
             extra = [zero.alias(c) for c in ("_action", "_surface_code", "_late") if c not in earlier.columns]
             whole = pl.concat([earlier.with_columns(extra).select(whole.columns), whole])
-        self._events = whole.sort("_user", "_time", "_late", maintain_order=True).drop("_late")
+        self._events = whole.sort("_user", "_time", "_late", maintain_order=True)
         self._timeline = Timeline(self._events["_user"].to_numpy(), self._events["_time"].to_numpy())
         self._names = dict.fromkeys(spec.history.features)
 
@@ -109,3 +109,16 @@ class HistoryBuilder:
         values[HISTORY_TIME_MS] = rows["_time"].to_numpy()
         at = pa.array(offsets.astype(np.int32))
         return {name: pa.ListArray.from_arrays(at, pa.array(v)) for name, v in values.items()}
+
+    def state(self, until: int) -> pl.DataFrame:
+        """What the next ingest needs as `earlier`: the newest events before a time, and earlier ones after it."""
+        return newest_before(self._events, self._timeline, until, self._length)
+
+
+def newest_before(events: pl.DataFrame, timeline: Timeline, until: int, length: int) -> pl.DataFrame:
+    """Each user's newest events before a time, and those later ones that are not of the log (`_late` = 0)."""
+    users = np.unique(events["_user"].to_numpy())
+    start, end = timeline.before(users, np.full(users.size, until))
+    _, flat = ranges(np.maximum(start, end - length), end)
+    kept = [events[flat], events.filter((pl.col("_late") == 0) & (pl.col("_time") >= until))]
+    return pl.concat(kept).drop("_late")

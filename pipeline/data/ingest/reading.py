@@ -1,0 +1,248 @@
+"""The first steps of an ingest: flat files to prepared events, cut by user.
+
+Each bucket of each step is written once and found again after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.data.ingest import base
+from pipeline.data.ingest.events import bucket_of, raw, read_bucket, write_earlier, write_events
+from pipeline.data.ingest.ids import ALWAYS, KEYS_SCHEMA, Ids, first_days, list_parts
+from pipeline.data.ingest.prepare import (
+    SURFACES,
+    Encoders,
+    encode_tables,
+    prepare,
+    prepare_earlier,
+    read_tables,
+    shared_vocabularies,
+)
+from pipeline.data.ingest.rates import with_residuals
+from pipeline.data.ingest.similarity import MOST_PAIRS, item_vectors
+from pipeline.data.ingest.spec import IngestSpec, VocabularySpec
+from pipeline.data.ingest.state import State, end_of
+from pipeline.data.ingest.work import Work, file_identity
+from pipeline.errors import DataError
+from pipeline.schema import HISTORY_ITEM
+
+_BY_USER = ("tail", "before", "sessions", "similar")  # parts of the state that lie by user
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Files that a spec names."""
+
+    logs: list[Path]
+    earlier: list[Path]
+    tables: list[Path]
+
+
+class Reading:
+    """From flat files to prepared events.
+
+    Args:
+        spec: what the files mean.
+        inputs: the files.
+        folder: for unfinished work.
+        buckets: how many parts to cut the users (and keys) into.
+        previous: state of an earlier ingest to go on from.
+        keep_state: whether to write the state for a later one.
+        progress: told what begins.
+    """
+
+    def __init__(
+        self,
+        spec: IngestSpec,
+        inputs: Inputs,
+        folder: Path,
+        *,
+        buckets: int,
+        previous: State | None,
+        keep_state: bool,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.spec, self._inputs, self.buckets = spec, inputs, buckets
+        self._previous, self.keep_state, self.progress = previous, keep_state, progress
+        self.identity: dict[str, Any] = {
+            "spec": spec.model_dump(mode="json"),
+            "inputs": file_identity(inputs.logs + inputs.earlier + inputs.tables),
+            "previous": None if previous is None else file_identity([previous.folder / "state.json"]),
+        }
+        polars = pl.__version__  # its hash cuts the buckets
+        self.work = Work(folder, {**self.identity, "buckets": buckets, "keep_state": keep_state, "polars": polars})
+
+    def _once(self, name: str, what: str, write: Callable[..., None], *arguments: Any) -> None:
+        """Do a step unless it was done: `write` gets the arguments and, last, the folder to write into."""
+        if not self.work.done(name):
+            self.progress(what)
+            with self.work.step(name) as folder:
+                write(*arguments, folder)
+
+    def cut(self) -> None:
+        """Read every input once and cut it by user."""
+        after = None if self._previous is None else self._previous.last_day
+        for i, path in enumerate(self._inputs.logs):
+            self._once(f"events-{i:05d}", f"reading {path}", write_events, self.spec, path, self.buckets, after)
+        for i, path in enumerate(self._inputs.earlier):
+            self._once(f"earlier-{i:05d}", f"reading {path}", write_earlier, self.spec, path, self.buckets)
+        for name in _BY_USER if self._previous is not None else ():
+            self._once(f"state-{name}", f"reading the state: {name}", self._cut_state, name)
+
+    def _cut_state(self, name: str, out: Path) -> None:
+        assert self._previous is not None
+        files = self._previous.files(name)
+        if files:
+            frame = pl.scan_parquet(files).with_columns(bucket_of(pl.col("_user"), self.buckets))
+            frame.sink_parquet(pl.PartitionBy(out, key="_bucket", include_key=False), mkdir=True)
+
+    def state_of(self, name: str, bucket: int) -> pl.DataFrame | None:
+        """A part of the previous state for the users (or keys) of a bucket."""
+        return None if self._previous is None else read_bucket([self.work.path(f"state-{name}")], bucket)
+
+    def _events(self, bucket: int) -> pl.DataFrame | None:
+        """New events, marked fresh, and those of the previous state's tail."""
+        folders = [self.work.path(f"events-{i:05d}") for i in range(len(self._inputs.logs))]
+        new, tail = read_bucket(folders, bucket), self.state_of("tail", bucket)
+        parts = [f.with_columns(_fresh=pl.lit(fresh)) for f, fresh in ((tail, False), (new, True)) if f is not None]
+        return pl.concat(parts, how="vertical_relaxed") if parts else None
+
+    def _earlier(self, bucket: int) -> pl.DataFrame | None:
+        """Earlier events of users that the previous ingests have not seen."""
+        folders = [self.work.path(f"earlier-{i:05d}") for i in range(len(self._inputs.earlier))]
+        found, before = read_bucket(folders, bucket), self.state_of("before", bucket)
+        if found is None or before is None:
+            return found
+        return found.join(before.select("_user").unique(), on="_user", how="anti", maintain_order="left")
+
+    def encoders(self) -> Encoders:
+        """Id spaces and encoded side tables, after one look at every key of the log."""
+        self.cut()
+        for bucket in range(self.buckets):
+            self._once(f"keys-{bucket:04d}", f"collecting ids {bucket + 1}/{self.buckets}", self._keys, bucket)
+        folders = [self.work.path(f"keys-{b:04d}") for b in range(self.buckets)]
+        tables = read_tables(self.spec)
+        ids, self.collisions = {}, {}
+        for name, how in {**self.spec.vocabularies, SURFACES: VocabularySpec(method="index")}.items():
+            parts = [pl.read_parquet(f / f"{name}.parquet") for f in folders if (f / f"{name}.parquet").exists()]
+            keys = first_days(pl.concat([pl.DataFrame(schema=KEYS_SCHEMA), *self._table_keys(name, tables), *parts]))
+            known = None if self._previous is None else self._previous.read(f"ids-{name}")
+            ids[name] = Ids.build(name, how, keys, known)
+            if how.method == "hash":
+                self.collisions[name] = ids[name].hash_collisions(keys)
+        return Encoders(ids, encode_tables(self.spec, tables, ids), shared_vocabularies(self.spec))
+
+    def _table_keys(self, vocabulary: str, tables: dict[str, pl.DataFrame]) -> list[pl.DataFrame]:
+        found = []
+        for f in self.spec.features:
+            if f.table is not None and f.vocabulary == vocabulary:
+                values = tables[f.table][f.name]
+                flat = list_parts(values)[1] if f.is_multi else values
+                found.append(_keys_of(flat))
+        return found
+
+    def _keys(self, bucket: int, out: Path) -> None:
+        """Keys with their first day, base rates by step, and the last day, of one bucket of new events."""
+        spec, events, earlier = self.spec, self._events(bucket), self._earlier(bucket)
+        if events is None or not len(events := events.filter(pl.col("_fresh"))):
+            return
+        keys: dict[str, list[pl.DataFrame]] = {SURFACES: [_keys_of(events["_surface"], events["_day"])]}
+        for f in spec.features:
+            if f.table is None and f.vocabulary is not None and spec.vocabularies[f.vocabulary].method != "given":
+                values, day = events[raw(f.name)], events["_day"]
+                if f.is_multi:
+                    offsets, values = list_parts(values)
+                    day = day[np.repeat(np.arange(len(day)), np.diff(offsets))]
+                keys.setdefault(f.vocabulary, []).append(_keys_of(values, day))
+        if earlier is not None and spec.history is not None:
+            item = spec.feature(spec.history.features[HISTORY_ITEM]).vocabulary or ""
+            seen = earlier.join(events.select("_user").unique(), on="_user", how="semi")
+            keys.setdefault(item, []).append(_keys_of(seen["_item"]))
+        for name, found in keys.items():
+            first_days(pl.concat(found)).write_parquet(out / f"{name}.parquet")
+        base.slots(spec, events).write_parquet(out / "slots.parquet")
+        events.select(pl.col("_day").max()).write_parquet(out / "last_day.parquet")
+
+    def _gathered(self, name: str) -> list[pl.DataFrame]:
+        paths = [self.work.path(f"keys-{b:04d}") / f"{name}.parquet" for b in range(self.buckets)]
+        found = [pl.read_parquet(p) for p in paths if p.exists()]
+        if not found:
+            raise DataError(
+                "no row of the log lies in the days that are to be ingested", file=", ".join(self.spec.log.files)
+            )
+        return found
+
+    @property
+    def last_day(self) -> int:
+        """The last day that has an event, days since 1970."""
+        return int(pl.concat(self._gathered("last_day"))["_day"].max())  # type: ignore[arg-type]
+
+    @property
+    def carry_until(self) -> int:
+        """What happened before this time is known to every later day: it is condensed in the state."""
+        return end_of(self.spec, self.last_day) - self.spec.delay_ms
+
+    def slots(self) -> pl.DataFrame:
+        """Outcomes by raw surface and step of all ingests so far."""
+        known = None if self._previous is None else self._previous.read("slots")
+        return base.add_slots(self._gathered("slots") + ([] if known is None else [known]))
+
+    def prepare(self, encoders: Encoders) -> None:
+        """Order, group and encode every bucket, and take residuals against the base rates."""
+        codes = encoders.ids[SURFACES]
+        table = self.slots()
+        rates = base.BaseRates(self.spec, table.with_columns(codes.encode(table["_surface"]).alias("_surface")))
+        for bucket in range(self.buckets):
+            what = f"preparing {bucket + 1}/{self.buckets}"
+            self._once(f"prepared-{bucket:04d}", what, self._prepare, bucket, encoders, rates)
+        if self.spec.causal.similarity is not None:
+            self._once("vectors", "item vectors", self._vectors, encoders)
+
+    def _prepare(self, bucket: int, encoders: Encoders, rates: base.BaseRates, out: Path) -> None:
+        events, earlier = self._events(bucket), self._earlier(bucket)
+        if events is None:
+            return
+        ready = prepare(self.spec, events, encoders)
+        with_residuals(self.spec, ready, rates).write_parquet(out / "events.parquet")
+        if earlier is not None:
+            prepare_earlier(self.spec, earlier, ready, encoders).write_parquet(out / "earlier.parquet")
+        if self.keep_state:
+            (out / "tail").mkdir()
+            late = events.filter(pl.col("_time") >= self.carry_until).drop("_fresh")
+            late.write_parquet(out / "tail" / f"{bucket:04d}.parquet")
+
+    def prepared(self, bucket: int, name: str = "events") -> pl.DataFrame | None:
+        """Prepared events (or `earlier` ones) of a bucket."""
+        path = self.work.path(f"prepared-{bucket:04d}") / f"{name}.parquet"
+        return pl.read_parquet(path) if path.exists() else None
+
+    def _vectors(self, encoders: Encoders, out: Path) -> None:
+        assert self.spec.causal.similarity is not None
+        assert self.spec.history is not None
+        item = encoders.ids[self.spec.feature(self.spec.history.features[HISTORY_ITEM]).vocabulary or ""]
+        known = None if self._previous is None else self._previous.read("vectors")
+        if known is not None:  # items that came later have none: vectors never change once candidates used them
+            vectors = np.zeros((item.size, len(known.columns)), np.float32)
+            vectors[: len(known)] = known.to_numpy()
+        else:
+            pairs: list[pl.DataFrame] = []
+            for bucket in range(self.buckets):
+                found = self.prepared(bucket, "earlier")
+                if found is not None and sum(map(len, pairs)) < MOST_PAIRS:
+                    pairs.append(found.select(user="_user", item=HISTORY_ITEM))
+            empty = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})
+            vectors = item_vectors(pl.concat([empty, *pairs]), item.size, self.spec.causal.similarity.dimension)
+        (out / "vectors").mkdir()
+        pl.DataFrame(vectors).write_parquet(out / "vectors" / "part.parquet")
+
+
+def _keys_of(keys: pl.Series, day: pl.Series | None = None) -> pl.DataFrame:
+    days = pl.repeat(ALWAYS, len(keys), dtype=pl.Int32, eager=True) if day is None else day
+    return first_days(pl.DataFrame({"key": keys.cast(pl.String), "day": days}))
