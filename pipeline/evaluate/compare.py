@@ -101,35 +101,26 @@ def compare(
     first = aligned[reference][0]
     bootstrap = UserBootstrap(first.table[USER_ID].to_numpy(), resamples=resamples, seed=seed)
     tasks = [t for t in first.tasks if all(t in p.tasks for seeds in aligned.values() for p in seeds)]
-    cells = _samples(
-        {
-            (name, surface, task): _parts(seeds, surface, task, bootstrap, daily=daily)
-            for name, seeds in aligned.items()
-            for surface in first.surfaces
-            for task in tasks
-        },
-        bootstrap,
-    )
+    keys = [(name, surface, task) for name in aligned for surface in first.surfaces for task in tasks]
+    cells = _samples({key: _parts(aligned[key[0]], *key[1:], bootstrap, daily=daily) for key in keys}, bootstrap)
     others = [name for name in runs if name != reference]
     macro = {(name, task): _macro([cells[name, s, task] for s in first.surfaces]) for name in runs for task in tasks}
+
+    def score(name: str, surface: str, task: str) -> TaskScore:
+        return _score(aligned[name][0], surface, task, _estimates(cells[name, surface, task], level))
 
     def difference(name: str, surface: str, task: str) -> dict[str, Estimate]:
         return _estimates(_minus(cells[name, surface, task], cells[reference, surface, task]), level)
 
+    def macro_difference(name: str, task: str) -> Estimate:
+        return _estimates(_minus(macro[name, task], macro[reference, task]), level)["auc"]
+
     return Comparison(
         reference=reference,
-        scores={
-            name: {
-                s: {t: _score(aligned[name][0], s, t, _estimates(cells[name, s, t], level)) for t in tasks}
-                for s in first.surfaces
-            }
-            for name in runs
-        },
+        scores={n: {s: {t: score(n, s, t) for t in tasks} for s in first.surfaces} for n in runs},
         differences={n: {s: {t: difference(n, s, t) for t in tasks} for s in first.surfaces} for n in others},
         macro_auc={n: {t: _estimates(macro[n, t], level)["auc"] for t in tasks} for n in runs},
-        macro_auc_differences={
-            n: {t: _estimates(_minus(macro[n, t], macro[reference, t]), level)["auc"] for t in tasks} for n in others
-        },
+        macro_auc_differences={n: {t: macro_difference(n, t) for t in tasks} for n in others},
         resamples=resamples,
         level=level,
         seed=seed,

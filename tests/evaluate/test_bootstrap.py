@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -20,6 +20,7 @@ ROW = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(ROW, min_size=2, max_size=40), st.lists(st.integers(0, 4), min_size=4, max_size=4))
 def test_auc_is_that_of_sklearn(rows: list[tuple[float, float, float, int]], drawn: list[int]) -> None:
     label, p, weight, user = map(np.array, zip(*rows, strict=True))
