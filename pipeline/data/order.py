@@ -40,7 +40,7 @@ class Schedule:
             at the same step.
         exhaustion: when a surface runs out first: "stop" ends the epoch there (the rest is not seen),
             "drop_out" goes on without it until all have run out, "repeat" starts it again in a new order
-            until the last one has run out.
+            until the last one has run out, whose last batch is filled from its next pass.
 
     Raises:
         ConfigError: the batch is empty, weights are not positive or name other surfaces.
