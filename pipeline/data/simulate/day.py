@@ -19,7 +19,7 @@ from pipeline.data.simulate.users import Users
 from pipeline.data.simulate.visits import Visits, make_visits
 from pipeline.data.simulate.world import Array, Catalogue, World
 
-SHARPNESS = 1.6  # how strongly retrieval, queries and related items follow interest
+SHARPNESS = 3.0  # how strongly retrieval, queries and related items follow interest
 QUERY_TERMS = 3  # the most terms of a query
 GENERIC_SHARE = 0.2  # of a query's terms after the first
 MATCH_MEAN = 0.35

@@ -24,7 +24,7 @@ from pipeline.data.simulate.world import Array
 
 SAVE_IF_CLICKED = 1.0  # logits by which a click raises, and no click lowers, a save
 # What an outcome adds to the user's interest in such ads; seeing an ad without any action wears it out a little.
-SEEN_WEIGHT = -0.06
+SEEN_WEIGHT = -0.09
 ACTION_WEIGHT = {CLICK: 0.3, LONG_CLICK: 0.25, SAVE: 0.5, HIDE: -0.7}
 
 

@@ -24,7 +24,8 @@ from pipeline.data.simulate.visits import requests_per_day_and_bucket
 from pipeline.data.simulate.world import Array, World, generator, make_world
 from pipeline.data.truth import TRUTH
 
-PILOT_REQUESTS, PILOT_DAYS, PILOT_ROUNDS = 2_500, 4, 2  # requests of a day
+PILOT_REQUESTS, PILOT_DAYS, PILOT_ROUNDS = 1_500, 3, 6  # requests of a day
+PILOT_STEP = 0.5  # of the way to the intercepts that a round asks for; a whole step would overshoot
 ID_BITS = 32  # low bits of a request id that count the requests of a bucket's day
 
 Progress = Callable[[int, int], None]
@@ -88,17 +89,20 @@ def calibrate(config: SimulationConfig, world: World) -> Array:
     count = int(np.clip(PILOT_REQUESTS * config.days * config.users / config.requests, 100, 5_000))
     requests = int(np.clip(count * config.requests / config.days / config.users, PILOT_REQUESTS / 2, PILOT_REQUESTS))
     intercept = np.repeat([[np.log(s.click_rate / (1 - s.click_rate))] for s in config.surfaces], len(TASKS), axis=1)
+    kept = []
     for attempt in range(PILOT_ROUNDS):
         users = Users(config, world, first=1, count=count, stream=(5, attempt))
         # Every surface must be seen often enough, however rare.
         users.surface_share = np.full_like(users.surface_share, 1 / len(config.surfaces))
         rng = generator(config.seed, 6, attempt)
-        # At the end of the warm-up, when the log begins.
+        # Its last day is the log's first.
         for day in range(-min(config.warmup_days, PILOT_DAYS - 1), 1):
             log = DayEngine(config, world, users, intercept, day, rng).run(requests)
         surface = np.repeat(log.visits.surface, log.visits.candidates)
-        intercept = calibrated_intercepts(config, log.logits, surface)
-    return intercept
+        wanted = calibrated_intercepts(config, log.logits, surface)
+        intercept = intercept + PILOT_STEP * (wanted - intercept)
+        kept.append(intercept)
+    return np.mean(kept[PILOT_ROUNDS // 2 :], axis=0)
 
 
 class _Files:

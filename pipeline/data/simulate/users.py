@@ -103,7 +103,14 @@ class Users:
         intent = mix(self._intent[user, 0], self._intent[user, 1 + surface], shared)
         long_term = config.taste * self.taste[user, surface]
         short_term = config.intent * intent + config.reinforcement * np.tanh(self._reinforced[user, surface])
-        return long_term + short_term, long_term
+        return self._relative(long_term + short_term), self._relative(long_term)
+
+    def _relative(self, interest: Array) -> Array:
+        """Interest [N, D] with a mean of 0 over topics: what one topic gains, the others lose. Without this
+        whoever clicks much would come to click everything."""
+        topics = self._config.topics
+        interest[:, :topics] -= interest[:, :topics].mean(axis=1, keepdims=True)
+        return interest
 
     def reinforce(self, user: Array, surface: Array, effect: Array) -> None:
         """Add what was done in a request to the state.

@@ -13,7 +13,8 @@ from pipeline.data.simulate.config import SimulationConfig
 from pipeline.data.simulate.schema import AGES, COUNTRIES, DEVICES, FORMATS
 
 STYLES = 2  # hidden dimensions of ads that no feature but the ids tells
-SECOND_TOPIC = 0.4  # share of ads with two topics
+STYLE_SCALE = 0.25  # of a style dimension, where a topic's is 1
+SECOND_TOPIC = 0.25  # share of ads with two topics
 
 Array = np.ndarray
 
@@ -98,8 +99,8 @@ def make_world(config: SimulationConfig) -> World:
         return (rng.standard_normal((1 + surfaces, count, *shape)) * np.sqrt(0.5)).astype(np.float32)
 
     ads = _ads(config, rng)
-    from_advertiser = effect(config.advertisers, scale=0.85 * config.quality)[:, ads["advertiser"]]
-    quality = from_advertiser + effect(config.items, scale=0.53 * config.quality)
+    from_advertiser = effect(config.advertisers, scale=0.92 * config.quality)[:, ads["advertiser"]]
+    quality = from_advertiser + effect(config.items, scale=0.4 * config.quality)
     noise = rng.standard_normal(config.items) * max(config.quality, 0.1)
     steps = rng.standard_normal((config.warmup_days + config.days, dimensions)) * config.trend
     phase = rng.uniform(0, 24, size=(1 + surfaces, 1))
@@ -134,8 +135,8 @@ def _ads(config: SimulationConfig, rng: np.random.Generator) -> dict[str, Array]
     vector[np.arange(items), topic] = np.where(second >= 0, 0.85, 1.0)
     two = np.flatnonzero(second >= 0)
     vector[two, second[two]] = np.sqrt(1 - 0.85**2)
-    style = 0.55 * rng.standard_normal((config.advertisers, STYLES))
-    vector[:, topics:] = style[advertiser] + 0.1 * rng.standard_normal((items, STYLES))
+    style = STYLE_SCALE * rng.standard_normal((config.advertisers, STYLES))
+    vector[:, topics:] = style[advertiser] + 0.05 * rng.standard_normal((items, STYLES))
     popularity = (1.0 + rng.permutation(items)) ** -config.popularity_skew
     return {
         "topic": topic,
