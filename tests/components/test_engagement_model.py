@@ -255,3 +255,53 @@ def test_one_surface_model_exports_with_dynamic_sizes(causal: bool) -> None:
 
 def test_embeddings_without_collections_are_none() -> None:
     assert Embedded(request=None, candidate=None, sequences=None) == (None, None, None)
+
+
+def test_body_is_its_blocks_in_order() -> None:
+    model, inputs = make_model(), make_inputs()
+    body, embedded = model.body, model.embeddings(inputs)
+    request, candidate = body.request(embedded, inputs), body.candidate(embedded, inputs)
+    assert body.history is not None
+    assert body.mixture is not None
+    read = body.history(candidate, embedded.sequences, inputs)
+    shared = body.trunk(request, torch.cat([candidate, read], dim=1), inputs)
+    late = {
+        s: body.late[f"surface_{s}"](embedded, inputs, candidate, position, 3)
+        for position, s in enumerate(SURFACES)
+        if s != "hf"
+    }
+    counts = inputs.candidates_per_surface
+    logits = body.towers(body.mixture(shared, counts), counts, late)
+    got = model(inputs)
+    assert_close(got.logits, logits)
+    assert_close(got.calibrated, body.calibration(logits, counts))
+
+
+def test_trunk_is_cross_beside_deep_on_gated_inputs() -> None:
+    trunk, inputs = make_model().body.trunk, make_inputs()
+    x, y = trunk.request_gate.out_dim, trunk.candidate_gate.out_dim
+    request, candidate, owner = torch.randn(5, x), torch.randn(11, y), inputs.request_of_candidate
+    gated_x = trunk.request_gate(request, inputs.surface_of_request)
+    gated_y = trunk.candidate_gate(candidate, inputs.surface_of_request[owner])
+    joint = torch.cat([gated_x[owner], gated_y], dim=1)
+    want = torch.cat([trunk.cross(joint), trunk.deep(gated_x, gated_y, owner)], dim=1)
+    assert_close(trunk(request, candidate, inputs), want)
+    assert trunk.out_dim == want.shape[1]
+
+
+def test_what_belongs_to_a_request_is_computed_once_a_request() -> None:
+    model, inputs = make_model(), make_inputs(candidates=([6], [7], [8]), histories=[4, 2, 3])
+    rows: dict[str, int] = {}
+    body = model.body
+    once = {
+        "encoder": body.history.encoder,
+        "keys": body.history.reader.key,
+        "values": body.history.reader.value,
+        "deep, request part": body.trunk.deep.first.request,
+        "request gate": body.trunk.request_gate,
+        "late request part": body.late["surface_sr"].project_request,
+    }
+    for name, module in once.items():
+        module.register_forward_hook(lambda _m, args, _o, name=name: rows.update({name: args[0].shape[0]}))
+    model(inputs)
+    assert rows == dict.fromkeys(once, 3) | {"late request part": 1}
