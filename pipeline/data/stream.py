@@ -67,7 +67,7 @@ class RowGroups:
                 row_group=group,
             )
         check_table(table, self.schema, self.surface, file=path, row_group=group)
-        return _newest(block_from_arrow(table, self.schema), self.history_length)
+        return newest(block_from_arrow(table, self.schema), self.history_length)
 
     def _table(self, path: str, group: int) -> pa.Table:
         try:
@@ -93,7 +93,7 @@ class RowGroups:
                 )
 
 
-def _newest(block: RequestBlock, length: int) -> RequestBlock:
+def newest(block: RequestBlock, length: int) -> RequestBlock:
     """The block with histories cut to their newest `length` events."""
     if not block.history or not block.history_lengths.numel() or int(block.history_lengths.max()) <= length:
         return block
