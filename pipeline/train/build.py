@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from components.attention import CandidateAttention, MeanHistory, TargetAttention
+from components.attention import CandidateAttention, MeanHistory, Reader, TargetAttention
 from components.calibration import GlobalCalibration, IdentityCalibration, SurfaceCalibration
-from components.cross import CrossProjection, DCNv2
+from components.cross import CrossProjection, DCNv2, LinearProjection
 from components.embeddings import EmbeddingLayer
 from components.engagement_model import EngagementBody, EngagementModel
 from components.features import CandidateVector, RequestVector, SurfaceEmbedding
@@ -273,7 +272,7 @@ def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | None:
         numeric=NumericFeatures(mean=[m for m, _ in moments], std=[s for _, s in moments]) if names else None,
     )
     encoder = None
-    reader: nn.Module
+    reader: Reader
     if settings.kind == "mean":
         reader = MeanHistory(width=settings.width)
     elif settings.kind == "target":
@@ -288,19 +287,15 @@ def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | None:
             dropout=settings.dropout,
         )
         reader = CandidateAttention(query_dim=query_dim, width=settings.width, heads=settings.heads)
-    return HistoryBlock(
-        events=events, encoder=encoder, reader=reader, projection=_projection(plan, int(reader.out_dim))
-    )
+    return HistoryBlock(events=events, encoder=encoder, reader=reader, projection=_projection(plan, reader.out_dim))
 
 
-def _projection(plan: ModelPlan, in_dim: int) -> nn.Module | None:
+def _projection(plan: ModelPlan, in_dim: int) -> CrossProjection | LinearProjection | None:
     settings = plan.config.model.projection
     if settings.kind == "none":
         return None
     if settings.kind == "linear":
-        projection = nn.Linear(in_dim, settings.width)
-        projection.out_dim = settings.width  # type: ignore[assignment]
-        return projection
+        return LinearProjection(in_dim=in_dim, out_dim=settings.width)
     return CrossProjection(in_dim=in_dim, out_dim=settings.width, layers=settings.layers, rank=settings.rank)
 
 

@@ -27,6 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.schema import DatasetSchema
 from pipeline.train.build import ModelPlan
+from pipeline.train.quiet import quiet_dependencies
 from pipeline.train.sharding import Ranks
 
 STATE = "state.json"
@@ -162,6 +163,7 @@ def load_unsharded(checkpoint: Path, module: nn.Module) -> None:
     Raises:
         CheckpointError: the checkpoint lacks a parameter of the module, or is damaged.
     """
+    quiet_dependencies()
     tensors = {"model": module.state_dict()}
     try:
         dcp.load(tensors, checkpoint_id=str(checkpoint), no_dist=True)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections import Counter
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,8 @@ def test_exactly_once_through_a_kill_and_another_number_of_ranks(
                 one = loader(
                     dataset, rank=rank, world_size=world_size, requests_per_batch=batch, surface_weights=shares
                 )
-                made = [Counter(keys_of(b)) for b in one.batches(epoch, first)][
-                    : None if last is None else last - first
-                ]
+                stop = None if last is None else last - first
+                made = [Counter(keys_of(b)) for b in islice(one.batches(epoch, first), stop)]
                 if rank == 0:
                     steps = made
                 else:
@@ -230,7 +230,7 @@ def test_days_are_chosen(log: tuple[Dataset, Rows]) -> None:
 
 
 def test_more_ranks_than_lanes_is_an_error(log: tuple[Dataset, Rows]) -> None:
-    with pytest.raises(ConfigError, match="raise loader.lanes to at least 5"):
+    with pytest.raises(ConfigError, match="raise loader\\.lanes to at least 5"):
         loader(log[0], rank=0, world_size=5)
 
 
