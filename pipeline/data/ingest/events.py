@@ -95,6 +95,9 @@ def write_events(spec: IngestSpec, path: Path, buckets: int, after: int | None, 
         columns[f"_bad_{task}"] = value.is_not_null() & value.cast(pl.Float64, strict=False).is_null()
     if spec.weight is not None:
         columns["_weight"] = number_column(frame, spec.weight, path, "weight").cast(pl.Float32)
+    if spec.history is not None and spec.history.where is not None:
+        where = evaluate(frame, spec.history.where, path, "history.where")
+        columns["_in_history"] = where.cast(pl.Boolean).fill_null(False)
     for f in spec.features:
         if f.table is None:
             columns[raw(f.name)] = raw_feature(frame, f, zone.key, path)

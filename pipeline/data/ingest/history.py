@@ -83,6 +83,8 @@ class HistoryBuilder:
         assert spec.history is not None
         self._length = spec.history.length
         self._delay = spec.delay_ms
+        if "_in_history" in events.columns:
+            events = events.filter(pl.col("_in_history"))
         whole = events.select(
             "_user",
             "_time",

@@ -111,7 +111,7 @@ def prepare(spec: IngestSpec, events: pl.DataFrame, encoders: Encoders) -> pl.Da
         pl.Series("_surface", encoders.ids[SURFACES].encode(events["_surface"])),
         code.alias("_code"),
         "_fresh",
-        *(c for c in ("_given", "_weight") if c in events.columns),
+        *(c for c in ("_given", "_weight", "_in_history") if c in events.columns),
         *(pl.col(label(t)).cast(pl.Float32) for t in spec.tasks),
     )
     request, request_time = _requests(spec, out)

@@ -233,11 +233,14 @@ class History(Model):
     Args:
         length: the most events of a request.
         features: history column to the candidate feature it repeats; `history_item` is required.
+        where: only impressions for which this expression on the log holds (such as `click = 1`) are events.
+            It may name outcomes: events count only once their label delay has passed.
         earlier: optional table of the time before the log.
     """
 
     length: int = Field(ge=1)
     features: dict[str, str]
+    where: Expression | None = None
     earlier: Earlier | None = None
 
 

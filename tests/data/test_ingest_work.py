@@ -1,0 +1,168 @@
+"""Restart, increments and bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.ingest import ingest
+from pipeline.data.ingest.stages import Stages
+from pipeline.data.logs import Dataset
+from pipeline.errors import ConfigError, DataError
+from tests.data.ingest_logs import CAUSAL, DAY, random_log, rows, run, spec_with, write
+
+T = 10_000 * DAY
+FIRST = date(1970, 1, 1) + timedelta(days=10_000)
+
+
+def full_spec(**changes: Any) -> dict[str, Any]:
+    """Everything at once: causal features, similarity, earlier events, days by parameter."""
+    earlier = {"files": ["${root}/before.parquet"], "user": "user", "items": "items", "last_time": "last"}
+    return spec_with(
+        **{
+            "parameters": {"root": {}, "last": {"default": None}},
+            "causal": {**CAUSAL, "similarity": {"dimension": 2}},
+            "history": {**spec_with()["history"], "earlier": earlier},
+            "days": {"timezone": "UTC", "last": "${last}"},
+            **changes,
+        }
+    )
+
+
+def write_before(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    # User 2's earlier events are stamped late: only requests after that may see them.
+    lists = {
+        "user": [1, 2, 3],
+        "items": [["a", "b"], ["c", "d"], ["a", "d"]],
+        "last": [T - 5, T + DAY + 600_000, T - 9],
+    }
+    pl.DataFrame(lists).write_parquet(root / "before.parquet")
+
+
+def digest(dataset: Dataset) -> dict[str, str]:
+    """Hash of every file of a log."""
+    files = sorted(p for p in dataset.root.rglob("*") if p.is_file())
+    return {str(p.relative_to(dataset.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.mark.parametrize("die_at", ["_prepare", "_answer", "_requests"])
+def test_restart_gives_identical_bytes_and_reuses_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: str
+) -> None:
+    write_before(tmp_path)
+    monkeypatch.setattr("pipeline.data.ingest.run.bucket_count", lambda *_: 3)
+    path = write(tmp_path, full_spec(), random_log(1, 200, users=12))
+    params = {"root": str(tmp_path)}
+    whole = ingest(path, tmp_path / "whole", params)
+    calls = 0
+    genuine = getattr(Stages, die_at)
+
+    def dies(self: Stages, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            (arguments[-1] / "half").write_text("a torn file")
+            raise KeyboardInterrupt
+        genuine(self, *arguments)
+
+    monkeypatch.setattr(Stages, die_at, dies)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(path, tmp_path / "again", params)
+    assert not (tmp_path / "again" / "dataset.json").exists()
+    told: list[str] = []
+    resumed = ingest(path, tmp_path / "again", params, told.append)
+    assert digest(resumed) == digest(whole)
+    assert not any("reading" in t for t in told)  # the input was not read again
+    assert not (tmp_path / "again" / ".work").exists()
+
+
+def test_work_of_another_input_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, spec_with(), random_log(1, 50))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stages, "_requests", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            ingest(path, tmp_path / "out", {"root": str(tmp_path)})
+    log = random_log(2, 60)
+    write(tmp_path, spec_with(), log)
+    assert rows(ingest(path, tmp_path / "out", {"root": str(tmp_path)})) == rows(run(tmp_path / "b", spec_with(), log))
+
+
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 10_000), delay_s=st.sampled_from([0, 1800, 86_400, 100_000]), gap_s=st.sampled_from([0, 60]))
+def test_increments_equal_the_batch(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, delay_s: float, gap_s: float
+) -> None:
+    root = tmp_path_factory.mktemp("increments")
+    write_before(root)
+    log = random_log(seed, 150, users=5, days=4)
+    spec = full_spec(label_delay_s=delay_s, request={"gap_s": gap_s})
+    whole = rows(run(root, spec, log))
+    path, parts, previous = root / "spec.yaml", [], None
+    for day in range(4):
+        params = {"root": str(root), "last": (FIRST + timedelta(days=day)).isoformat()}
+        done = ingest(path, root / f"day-{day}", params, previous=previous, keep_state=True)
+        parts += rows(done)
+        previous = done.root
+    assert parts == whole
+
+
+def test_increments_refuse_another_spec_and_logs_without_state(tmp_path: Path) -> None:
+    write_before(tmp_path)
+    log = random_log(3, 60, days=1)
+    done = run(tmp_path, full_spec(), log, keep_state=True)
+    more = pl.concat([log, log.with_columns(pl.col("time") + DAY)])
+    with pytest.raises(ConfigError, match="differs from that of the earlier log in label_delay_s"):
+        run(tmp_path, full_spec(label_delay_s=5), more, "next", previous=done.root)
+    second = run(tmp_path, full_spec(), more, "next", previous=done.root)
+    assert second.days == ("1997-05-20",)
+    with pytest.raises(DataError, match="no saved state"):
+        run(tmp_path, full_spec(), more, "third", previous=second.root)
+    with pytest.raises(DataError, match="no row of the log lies in the days"):
+        run(tmp_path, full_spec(), log, "nothing new", previous=done.root)
+
+
+def test_a_folder_that_holds_a_log_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, spec_with(), random_log(1, 20))
+    with pytest.raises(DataError, match="already holds a log"):
+        run(tmp_path, spec_with(), random_log(1, 20))
+
+
+_CHILD = """
+import json, resource, sys
+from pipeline.data.ingest import ingest
+spec, out, root, memory = sys.argv[1:]
+d = ingest(spec, out, {"root": root}, memory_gb=float(memory))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([peak, sum(p.impressions for p in d.description.partitions)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_memory_stays_bounded_on_a_log_four_times_as_large(tmp_path: Path) -> None:
+    memory_gb, rows_a_part, parts = 0.7, 150_000, 20
+    spec = spec_with(log={"files": ["${root}/part-*.csv"]}, causal=CAUSAL)
+    path = write(tmp_path, spec, random_log(0, 10))
+    size = 0
+    for i in range(parts):
+        log = random_log(i, rows_a_part, users=200_000, minutes=1400)
+        log = log.with_columns(unused=pl.lit("x" * 980))  # as logs are: mostly columns that nobody reads here
+        log.write_csv(tmp_path / f"part-{i:02d}.csv")
+        size += (tmp_path / f"part-{i:02d}.csv").stat().st_size
+    assert size >= 4 * memory_gb * 2**30
+    child = [sys.executable, "-c", _CHILD, str(path), str(tmp_path / "out"), str(tmp_path), str(memory_gb)]
+    done = subprocess.run(child, check=True, capture_output=True, text=True)
+    peak, impressions = json.loads(done.stdout.splitlines()[-1])
+    assert impressions > rows_a_part * parts / 2
+    assert peak <= memory_gb * 2**30
