@@ -78,11 +78,11 @@ class SimulationConfig:
     sharing: float = 0.85
     """Share of the variance of tastes, intents and effects that surfaces have in common, in [0, 1].
     0 = nothing shared, 1 = surfaces differ in rates and context alone."""
-    taste: float = 0.3
+    taste: float = 0.28
     """Scale (logits) of users' long-term taste over topics and styles."""
-    demographic_share: float = 0.5
+    demographic_share: float = 0.6
     """Share of the variance of taste and of user bias that age and country explain."""
-    drift: float = 0.03
+    drift: float = 0.02
     """Share of the variance of a user's own taste that is renewed each day."""
     trend: float = 0.03
     """Daily step (logits) of the random walk of every topic's general appeal."""
@@ -90,7 +90,7 @@ class SimulationConfig:
     """Scale (logits) of the passing, latent intent that wanders within and between sessions."""
     intent_hours: float = 6.0
     """Hours after which an intent has faded to 1/e."""
-    reinforcement: float = 2.5
+    reinforcement: float = 2.7
     """Scale (logits) of what a user's recent actions add to or take from the interest in such ads."""
     reinforcement_hours: float = 18.0
     """Hours after which the effect of an action has faded to 1/e."""

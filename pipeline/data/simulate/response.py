@@ -129,8 +129,8 @@ def calibrated_intercepts(config: SimulationConfig, logits: Logits, surface: Arr
 
 def _solve(logits: Array, weight: Array, wanted: float) -> float:
     """The intercept with which the weighted mean probability is `wanted`, by bisection."""
-    low, high = -40.0, 40.0
-    for _ in range(50):
+    low, high = -20.0, 20.0
+    for _ in range(24):
         middle = (low + high) / 2
         if np.average(sigmoid(middle + logits), weights=weight) < wanted:
             low = middle

@@ -95,7 +95,7 @@ class Users:
         config = self._config
         gap_hours = (np.minimum(time_ms - self.last_ms[user], 10_000 * HOUR_MS) / HOUR_MS).astype(np.float32)
         kept = np.exp(-gap_hours / np.float32(config.intent_hours))[:, None, None]
-        fresh = rng.standard_normal(self._intent[user].shape, dtype=np.float32)
+        fresh = rng.standard_normal((user.size, *self._intent.shape[1:]), dtype=np.float32)
         self._intent[user] = kept * self._intent[user] + np.sqrt(1 - kept * kept) * fresh
         self._reinforced[user] *= np.exp(-gap_hours / np.float32(config.reinforcement_hours))[:, None, None]
         self.last_ms[user] = time_ms
