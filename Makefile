@@ -17,7 +17,7 @@ DEMO ?= demo
 PORT ?= 5000
 
 BIN := $(VENV)/bin
-PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip --disable-pip-version-check
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 SHIM := requirements/fbgemm-gpu-cpu-shim
 OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
@@ -32,14 +32,16 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv with the locked packages and this one; does nothing when nothing changed
 
-# Bytecode is compiled here, whatever the shell says: without it every later start pays for it.
+# Bytecode is compiled here, on all cores and whatever the shell says: without it every later start pays for it.
+# Packages hold a few files for other versions of Python, which do not compile and are not meant to.
 $(STAMP): $(LOCK) pyproject.toml $(SHIM)/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit(f"Trefoil wants Python 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	@test -z "$(OTHERS)" || { echo "$(VENV) was made from $(patsubst .installed-%,%,$(notdir $(OTHERS))): make clean first, or choose another: make setup LOCK=$(LOCK) VENV=.venv-other"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing $(LOCK) into $(VENV); one to three minutes the first time"
-	@$(PIP) install --quiet --quiet --compile $(PIP_ARGS) -r $(LOCK)
-	@$(PIP) install --quiet --quiet --compile --no-deps --no-build-isolation --editable .
+	@$(PIP) install --quiet --quiet --no-compile $(PIP_ARGS) -r $(LOCK)
+	@$(PIP) install --quiet --quiet --no-compile --no-deps --no-build-isolation --editable .
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@$(PIP) check
 	@touch $@
 

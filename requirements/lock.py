@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-EXTRAS = "dev,gbdt"
+EXTRAS = "dev,gbdt,kubernetes"
 SHIM = "requirements/fbgemm-gpu-cpu-shim"
 HEADER = """\
 # Written by `make lock` from pyproject.toml; do not edit.
@@ -34,8 +34,10 @@ OURS = {"trefoil", "fbgemm-gpu", "fbgemm-gpu-cpu"}
 def resolve(pip_args: list[str]) -> dict[str, str]:
     """Names and versions that pip would install into an empty environment."""
     report = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
-        + [*pip_args, f"./{SHIM}", f".[{EXTRAS}]"],
+        [
+            *(sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", "-"),
+            *(*pip_args, f"./{SHIM}", f".[{EXTRAS}]"),
+        ],
         cwd=ROOT,
         check=True,
         stdout=subprocess.PIPE,
