@@ -27,7 +27,7 @@ from pipeline.errors import DataError
 
 MS_PER_DAY = 86_400_000
 _UNIT_MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
-_SMALL_ID = r"^-?\d{1,18}$"
+_SMALL_ID = r"^(0|-?[1-9]\d{0,17})$"  # "007" is not the number 7
 
 
 def label(task: str) -> str:
@@ -123,7 +123,9 @@ def _sink(frame: pl.LazyFrame, out: Path, path: Path) -> None:
             row_group_size=100_000,
         )
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"reading stopped: {error}", file=str(path)) from error
+        raise DataError(
+            f"reading stopped: {error} (a CSV column of mixed types wants `types` in the spec)", file=str(path)
+        ) from error
 
 
 def _time(spec: IngestSpec, frame: pl.LazyFrame, path: Path) -> pl.Expr:

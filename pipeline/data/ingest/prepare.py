@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.data.ingest.events import join_key, label, raw
 from pipeline.data.ingest.ids import Ids, list_parts, list_series
 from pipeline.data.ingest.load import timezone
-from pipeline.data.ingest.source import read_table
+from pipeline.data.ingest.source import ROW, read_table
 from pipeline.data.ingest.spec import FeatureSpec, IngestSpec
 from pipeline.errors import DataError
 from pipeline.schema import HISTORY_ITEM
@@ -100,7 +100,8 @@ def prepare(spec: IngestSpec, events: pl.DataFrame, encoders: Encoders) -> pl.Da
         (index within the bucket in order of first rows; -1 = not a candidate), request_time, given,
         weight, outcomes, features by name.
     """
-    order = ["_user", "_time", "_surface", "_place", "_item", *(label(t) for t in spec.tasks)]
+    # The content decides before the place in the file does, so that the order of input rows matters to equals alone.
+    order = ["_user", "_time", "_surface", "_place", "_item", *(label(t) for t in spec.tasks), ROW]
     events = events.sort(order, maintain_order=True)
     codes = {raw_value: 1 + spec.surfaces.index(s) for raw_value, s in spec.surface.map.items()}
     code = pl.col("_surface").replace_strict(codes, default=0, return_dtype=pl.Int8)

@@ -117,10 +117,15 @@ class Reading:
     def _earlier(self, bucket: int) -> pl.DataFrame | None:
         """Earlier events of users that the previous ingests have not seen."""
         folders = [self.work.path(f"earlier-{i:05d}") for i in range(len(self._inputs.earlier))]
-        found, before = read_bucket(folders, bucket), self.state_of("before", bucket)
-        if found is None or before is None:
-            return found
-        return found.join(before.select("_user").unique(), on="_user", how="anti", maintain_order="left")
+        before = self.state_of("before", bucket)
+        seen = pl.DataFrame(schema={"_user": pl.Int64}) if before is None else before.select("_user")
+        parts = []
+        for folder in folders:  # the first file that has a user counts
+            found = read_bucket([folder], bucket)
+            if found is not None:
+                parts.append(found.join(seen, on="_user", how="anti", maintain_order="left"))
+                seen = pl.concat([seen, found.select("_user")]).unique()
+        return pl.concat(parts, how="vertical_relaxed") if parts else None
 
     def encoders(self) -> Encoders:
         """Id spaces and encoded side tables, after one look at every key of the log."""

@@ -6,19 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 
 from pipeline.data.ingest.assemble import FILE_REQUESTS, merge
 from pipeline.data.ingest.describe import causal_features, dataset_schema
 from pipeline.data.ingest.load import load_spec
-from pipeline.data.ingest.source import find_files
+from pipeline.data.ingest.source import ROW, find_files, is_parquet, scan
 from pipeline.data.ingest.spec import IngestSpec
 from pipeline.data.ingest.stages import Inputs, Stages
 from pipeline.data.ingest.state import State, save_state
 from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter
 from pipeline.errors import ConfigError, DataError
 
-_BYTES_PER_CSV_ROW = 60  # a low guess, so that the number of rows is guessed high
+_SAMPLE_BYTES = 1 << 20
 _FIXED_BYTES = 300 << 20  # interpreter, libraries, side tables, buffers of Parquet
 
 
@@ -105,10 +106,21 @@ def bucket_count(spec: IngestSpec, logs: list[Path], memory_gb: float) -> int:
     budget = memory_gb * 2**30 - _FIXED_BYTES
     if budget <= 0:
         raise ConfigError(f"memory_gb is {memory_gb:g}; give more than {_FIXED_BYTES / 2**30:.2g}")
-    rows = 0.0
-    for path in logs:
-        is_parquet = spec.log.format == "parquet" or (spec.log.format is None and path.suffix in (".parquet", ".pq"))
-        rows += pq.read_metadata(path).num_rows if is_parquet else path.stat().st_size / _BYTES_PER_CSV_ROW
+    rows = sum(_guess_rows(spec, path) for path in logs)
     columns = 20 + len(spec.features) + len(causal_features(spec)) + 4 * len(spec.tasks)
     bytes_per_row = 8 * columns * 4  # a few copies live at the same time
     return max(1, math.ceil(rows * bytes_per_row / budget))
+
+
+def _guess_rows(spec: IngestSpec, path: Path) -> float:
+    """About how many impressions a file holds: exact for Parquet, by the length of the first lines for CSV."""
+    if is_parquet(spec.log, path):
+        rows = float(pq.read_metadata(path).num_rows)
+    else:
+        with path.open("rb") as file:
+            start = file.read(_SAMPLE_BYTES)
+        rows = path.stat().st_size / max(len(start), 1) * (start.count(b"\n") + 1)
+    if spec.log.explode is None:
+        return rows
+    head = scan(spec.log, path).head(10_000).select(pl.len(), pl.col(ROW).max().alias("lines")).collect()
+    return rows * head["len"][0] / max(head["lines"][0] or 0, 1)

@@ -30,13 +30,18 @@ def find_files(files: Files, what: str) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def is_parquet(files: Files, path: Path) -> bool:
+    """Whether a file is Parquet: as the spec says, else by its ending."""
+    return files.format == "parquet" or (files.format is None and path.suffix in (".parquet", ".pq"))
+
+
 def scan(files: Files, path: Path) -> pl.LazyFrame:
     """One file with its exploded and derived columns, and `_row`.
 
     Raises:
         DataError: the file cannot be read, or lacks a column that an expression names.
     """
-    kind = files.format or {".parquet": "parquet", ".pq": "parquet"}.get(path.suffix, "csv")
+    kind = "parquet" if is_parquet(files, path) else "csv"
     try:
         if kind == "parquet":
             frame = pl.scan_parquet(path, row_index_name=ROW, row_index_offset=1, glob=False)
