@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import torch
 
 from pipeline.data.flat import impressions, item_feature
+from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
 from pipeline.data.truth import has_truth, read_truth
-from pipeline.errors import DataError
+from pipeline.errors import CheckpointError, DataError
 from pipeline.evaluate.baseline import TrivialBaseline
 from pipeline.evaluate.compare import Comparison, compare
 from pipeline.evaluate.predictions import Predictions, write_predictions
 from pipeline.evaluate.report import lineup
 from pipeline.schema import REQUEST_ID
+from pipeline.train import checkpoint
+from pipeline.train.build import build_task
 from pipeline.train.sharding import Ranks
 from pipeline.train.task import StepOutputs
 
@@ -80,12 +84,47 @@ def gather(collector: PredictionCollector, path: Path, ranks: Ranks, dataset: Da
         if not parts:
             raise DataError("the days to score hold no request", file=str(dataset.root))
         whole = pl.concat([pl.read_parquet(p, hive_partitioning=False) for p in parts])
-        order = pl.Enum(list(collector.surfaces))
-        whole = whole.sort(pl.col("surface").cast(order), "date", REQUEST_ID, "candidate")
+        whole = _ordered(whole, collector.surfaces)
         predictions = write_predictions(path, with_truth(whole, dataset, collector.tasks))
     ranks.barrier()
     part.unlink(missing_ok=True)
     return predictions
+
+
+def score_days(path: Path, dataset: Dataset, days: tuple[str, ...]) -> Predictions:
+    """Predictions of a checkpoint for whole days of a log, in this process alone, on the CPU.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of a log with other columns.
+        DataError: the log has no such day, or no request on it.
+    """
+    state = checkpoint.read_state(path)
+    if state.schema != dataset.schema:
+        raise CheckpointError(
+            f"{path} was trained on a log of another schema than {dataset.root}; score a log written with the same "
+            "spec and vocabularies"
+        )
+    plan = state.plan
+    task = build_task(plan, table_device=torch.device("cpu"))
+    checkpoint.load_unsharded(path, task)
+    task.eval()
+    collector = PredictionCollector(state.config.surfaces, state.config.tasks)
+    with torch.no_grad():
+        for day in days:
+            loader = Loader(
+                dataset, plan.layout, replace(state.config.loader, shuffle=False), days=(day,), seed=state.config.seed
+            )
+            for batch in loader.batches(0):
+                collector.add(day, task(batch)[1])
+    table = collector.table()
+    if table is None:
+        raise DataError(f"the days {', '.join(days)} hold no request", file=str(dataset.root))
+    return Predictions.of(with_truth(_ordered(table, collector.surfaces), dataset, collector.tasks))
+
+
+def _ordered(table: pl.DataFrame, surfaces: tuple[str, ...]) -> pl.DataFrame:
+    """Rows by surface in the model's order, day, request and candidate."""
+    return table.sort(pl.col("surface").cast(pl.Enum(list(surfaces))), "date", REQUEST_ID, "candidate")
 
 
 def with_truth(table: pl.DataFrame, dataset: Dataset, tasks: tuple[str, ...]) -> pl.DataFrame:

@@ -1,0 +1,38 @@
+"""trefoil score"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipeline.cli.common import console, finish, parse
+
+DESCRIPTION = """Score rows with a surface's artifact: calibrated probabilities per task, in the order of the rows.
+
+Rows are requests of the log's format, or flat: one row a candidate, with its request's features.
+
+Example:  trefoil score --artifact models:/trefoil-hf@challenger --in rows.parquet --out scores.parquet"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    artifact: str
+    """Folder of an artifact, or models:/NAME@ALIAS of the registry."""
+    input: Annotated[Path, tyro.conf.arg(name="in")]
+    """Parquet file of rows."""
+    out: Path
+    """Parquet file to write."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def main(argv: list[str]) -> int:
+    args = parse(Args, argv, verb="score", description=DESCRIPTION)
+    from pipeline import job
+
+    rows = job.score_file(args.artifact, args.input, args.out)
+    console(args.json).print(f"wrote {args.out}: {rows:,} rows")
+    return finish({"out": str(args.out), "rows": rows}, args.json)

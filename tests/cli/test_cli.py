@@ -1,0 +1,95 @@
+"""The command line: help is instant, wrong use is one clear sentence, status 2 or 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import VERBS, main
+from pipeline.data.simulate import SimulationConfig, simulate
+
+HEAVY = ("torch", "mlflow", "polars", "pyarrow", "numpy", "pandas")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("log") / "data"
+    simulate(root, SimulationConfig.tiny())
+    return root
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipeline.cli import main; main(['--help']); "
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(f"  {verb} " in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"trefoil {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (["trian"], 2, "unknown verb 'trian'; did you mean 'train'"),
+        (["train", "--data", "x"], 1, "give --recipe NAME. Shipped: demo"),
+        (["train", "--recipe", "demo"], 1, "give --data DIR"),
+        (["train", "--recipe", "dmo", "--data", "x"], 1, "unknown recipe 'dmo'; did you mean 'demo'"),
+        (["train", "--recipe", "demo", "--data", "nowhere"], 1, "there is no such data folder"),
+        (["train", "--recipe", "demo", "--data", "LOG", "--nproc", "0"], 1, "--nproc is 0"),
+        (["train", "--recipe", "demo", "--data", "LOG", "--surfaces", "hf", "srr"], 1, "did you mean 'sr'"),
+        (["train", "--recipe", "demo", "--data", "LOG", "--days.last", "2025-01-01"], 1, "unknown day '2025-01-01'"),
+        (["train", "--recipe", "demo", "--data", "LOG", "--epochs", "0"], 1, "epochs is 0"),
+        (["ingest", "kuairand", "--out", "OUT", "root"], 1, "is not written name=value"),
+        (["simulate", "--out", "LOG"], 1, "already holds a log"),
+    ],
+)
+def test_wrong_use_is_one_clear_sentence(
+    argv: list[str],
+    status: int,
+    message: str,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = [{"LOG": str(log), "OUT": str(tmp_path / "out")}.get(a, a) for a in argv]
+    assert main(argv) == status
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--recipe", "demo", "--data", "x", "--epoch", "1"], "--epochs"),
+        (["train", "--recipe", "demo", "--data", "x", "--seed", "one"], "one"),
+        (["simulate", "--out", "x", "--request", "1"], "--requests"),
+    ],
+)
+def test_unknown_flags_and_unusable_values_name_the_nearest(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--json"]) == 0
+    assert "kuairand" in json.loads(capsys.readouterr().out)
