@@ -115,6 +115,19 @@ def test_a_request_id_of_two_users_is_refused(tmp_path: Path) -> None:
         run(tmp_path, spec_with(request={"id": "request"}), log)
 
 
+def test_a_request_id_on_two_days_is_refused(tmp_path: Path) -> None:
+    log = LOG.filter(pl.col("user") == 1).with_columns(request=pl.lit("q"), tab=pl.lit("h"))
+    with pytest.raises(DataError, match=r"request \d+ of user 1 has impressions on two days; .*\(column request\)"):
+        run(tmp_path, spec_with(request={"id": "request"}), log)
+
+
+def test_a_candidate_without_request_id_is_refused_others_are_not(tmp_path: Path) -> None:
+    log = LOG.head(3).with_columns(request=pl.Series(["p", None, "q"]))  # the second is on a tab that is not mapped
+    assert len(rows(run(tmp_path, spec_with(request={"id": "request"}), log))) == 2
+    with pytest.raises(DataError, match=r"impression of user 1 .* has no request id"):
+        run(tmp_path / "b", spec_with(request={"id": "request"}), log.with_columns(tab=pl.lit("h")))
+
+
 def test_numbers_buckets_ages_hashes_and_given_ids(tmp_path: Path) -> None:
     features = [
         *spec_with()["features"],
@@ -187,7 +200,7 @@ def test_earlier_events_take_the_newest_ones_time_and_no_outcome(tmp_path: Path)
 def test_buckets_do_not_change_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rows(run(tmp_path, spec_with(), LOG))
     monkeypatch.setattr("pipeline.data.ingest.run.bucket_count", lambda *_: 5)
-    monkeypatch.setattr("pipeline.data.ingest.run.FILE_REQUESTS", 1)
+    monkeypatch.setattr("pipeline.data.ingest.run.file_requests", lambda _: 1)
     cut = run(tmp_path, spec_with(), LOG, "cut")
     assert rows(cut) == whole
     assert [len(p.files) for p in cut.description.partitions] == [2, 1, 2]

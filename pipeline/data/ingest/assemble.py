@@ -18,9 +18,20 @@ from pipeline.data.logs import LogWriter, arrow_schema
 from pipeline.errors import DataError
 from pipeline.schema import REQUEST_ID, TIMESTAMP_MS, USER_ID, WEIGHT, DatasetSchema, Level
 
-CHUNK_REQUESTS = 8192  # requests made into lists at a time; bounds memory by this times the history length
-FILE_REQUESTS = 131_072  # most requests of one file of the log, but for ties in time
+_CHUNK_BYTES = 16 << 20  # requests made into lists at a time take about this much
+_FILE_BYTES = 64 << 20  # requests of one file of the log take about this much in memory
 _ID_BITS = 40  # a request's id is its day times 2**40 plus its rank in (surface, day)
+
+
+def request_bytes(schema: DatasetSchema) -> int:
+    """About how much memory a request with one candidate takes; a matter of the schema alone."""
+    event = 10 + 8 * (1 + len(schema.select(level=Level.HISTORY)))
+    return 8 * (4 + len(schema.features) + len(schema.tasks)) + schema.history_length * event
+
+
+def file_requests(schema: DatasetSchema) -> int:
+    """Most requests of one file of the log, but for ties in time."""
+    return max(_FILE_BYTES // request_bytes(schema), 2048)
 
 
 def iso_day(day: int) -> str:
@@ -41,17 +52,23 @@ class RequestRows:
     def __init__(
         self, spec: IngestSpec, schema: DatasetSchema, events: pl.DataFrame, history: HistoryBuilder | None
     ) -> None:
-        self._spec, self._schema, self._events, self._history = spec, schema, events, history
+        self._spec, self._schema, self._history = spec, schema, history
         request = events["_request"].to_numpy()
         rows = np.flatnonzero(request >= 0)
         self._rows = rows[np.argsort(request[rows], kind="stable")]
         self._starts = np.flatnonzero(np.diff(request[self._rows], prepend=-1))
         self._ends = np.append(self._starts[1:], self._rows.size)
         self._first = self._rows[self._starts]
+        self._chunk = max(_CHUNK_BYTES // request_bytes(schema), 256)
+        # Lists are made of few columns at a time: those of candidates, and those that stand once a request.
+        internal = [c for c in ("_user", "_code", "_day", "_request_time", "_given") if c in events.columns]
+        candidate = [f.name for f in schema.select(level=Level.CANDIDATE)] + [label(t) for t in schema.tasks]
+        self._of_request = events.select(internal + [f.name for f in schema.select(level=Level.REQUEST)])
+        self._of_candidate = events.select(candidate + [c for c in ("_weight",) if c in events.columns])
 
     def write(self, out: Path, name: str) -> None:
         """Write `out/surface=S/date=D/NAME.parquet`, each in order of time."""
-        first = self._events[self._first]
+        first = self._of_request[self._first]
         code, day, time = (first[c].to_numpy() for c in ("_code", "_day", "_request_time"))
         for s, surface in enumerate(self._schema.surfaces):
             for d in np.unique(day[code == 1 + s]):
@@ -61,13 +78,13 @@ class RequestRows:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 columns = arrow_schema(self._schema, surface)
                 with pq.ParquetWriter(path, columns, compression="zstd") as writer:
-                    for at in range(0, mine.size, CHUNK_REQUESTS):
-                        writer.write_table(self._table(mine[at : at + CHUNK_REQUESTS], surface, columns))
+                    for at in range(0, mine.size, self._chunk):
+                        writer.write_table(self._table(mine[at : at + self._chunk], surface, columns))
 
     def _table(self, requests: np.ndarray, surface: str, columns: pa.Schema) -> pa.Table:
-        first = self._events[self._first[requests]]
+        first = self._of_request[self._first[requests]]
         offsets, flat = ranges(self._starts[requests], self._ends[requests])
-        candidates = self._events[self._rows[flat]]
+        candidates = self._of_candidate[self._rows[flat]]
         at = pa.array(offsets.astype(np.int32))
         values: dict[str, pa.Array] = {
             REQUEST_ID: (first["_given"] if "_given" in first.columns else pl.zeros(len(first), pl.Int64, eager=True)),
@@ -94,14 +111,12 @@ def _arrow(values: pl.Series, to: pa.DataType) -> pa.Array:
     return values.to_arrow().cast(to)
 
 
-def merge(
-    spec: IngestSpec, buckets: list[Path], writer: LogWriter, progress: Callable[[str], None], file_requests: int
-) -> None:
+def merge(spec: IngestSpec, buckets: list[Path], writer: LogWriter, progress: Callable[[str], None], size: int) -> None:
     """Write the log: the buckets' rows of each surface and day together, in order of time, requests numbered.
 
     Args:
         buckets: folders that `RequestRows.write` filled.
-        file_requests: most requests of a file, but for ties in time.
+        size: most requests of a file, but for ties in time.
 
     Raises:
         DataError: a given request id stands twice on a surface and day.
@@ -115,7 +130,7 @@ def merge(
         if spec.request.id is not None:
             _refuse_repeated(np.concatenate([_column(p, REQUEST_ID) for p in paths]), spec, f"{surface} {date}")
         number = int(np.datetime64(date, "D").astype(np.int64)) << _ID_BITS
-        for low, high in _cuts(times, file_requests):
+        for low, high in _cuts(times, size):
             table = _between(paths, low, high)
             if spec.request.id is None:
                 ids = pa.array(np.arange(number, number + table.num_rows, dtype=np.int64))

@@ -163,11 +163,17 @@ def _requests(spec: IngestSpec, events: pl.DataFrame) -> tuple[np.ndarray, np.nd
         return request, request_time
     user, code = events["_user"].to_numpy()[rows], events["_code"].to_numpy()[rows]
     if spec.request.id is not None:
-        if events["_given"].null_count():
-            raise DataError("a row has no request id", column=spec.request.id)
-        given = events["_given"].to_numpy()[rows]
-        order = np.lexsort((rows, given, day[rows], code, user))
-        starts = _changes(order, user, code, day[rows], given)
+        given = _given_ids(spec, events, rows)
+        order = np.lexsort((rows, given, code, user))
+        starts = _changes(order, user, code, given)
+        two_days = _changes(order, day[rows]) & ~starts
+        if two_days.any():
+            i = int(order[np.flatnonzero(two_days)[0]])
+            raise DataError(
+                f"request {int(given[i])} of user {int(user[i])} has impressions on two days; an id must name one "
+                "request, so join the day to it, or give all its impressions the time of the request",
+                column=spec.request.id,
+            )
     else:
         order = np.lexsort((rows, code, user))
         gap = np.diff(time[rows][order], prepend=0) > (spec.request.gap_s or 0) * 1000
@@ -179,6 +185,18 @@ def _requests(spec: IngestSpec, events: pl.DataFrame) -> tuple[np.ndarray, np.nd
     request[sorted_rows] = np.searchsorted(np.unique(first), first)
     request_time[sorted_rows] = time[first]
     return request, request_time
+
+
+def _given_ids(spec: IngestSpec, events: pl.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """The spec's request ids of candidate rows."""
+    given = events["_given"][rows]
+    if given.null_count():
+        first = events[int(rows[int(given.is_null().arg_max() or 0)])]
+        raise DataError(
+            f"the impression of user {first['_user'][0]} at {first['_time'][0]} ms has no request id",
+            column=spec.request.id,
+        )
+    return given.to_numpy()
 
 
 def _changes(order: np.ndarray, *columns: np.ndarray) -> np.ndarray:

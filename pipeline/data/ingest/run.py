@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
-from pipeline.data.ingest.assemble import FILE_REQUESTS, merge
+from pipeline.data.ingest.assemble import file_requests, merge
 from pipeline.data.ingest.describe import causal_features, dataset_schema
 from pipeline.data.ingest.load import load_spec
 from pipeline.data.ingest.source import ROW, find_files, is_parquet, scan
@@ -77,7 +77,7 @@ def _run(spec: IngestSpec, out: Path, stages: Stages) -> Dataset:
     stages.cross()
     stages.assemble(schema)
     writer = LogWriter(out, schema)
-    merge(spec, stages.request_folders(), writer, stages.progress, FILE_REQUESTS)
+    merge(spec, stages.request_folders(), writer, stages.progress, file_requests(schema))
     for name, how in spec.vocabularies.items():
         if how.method == "index":
             encoders.ids[name].write(out)
