@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.compare import Comparison
 from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.report import MODEL, as_dict, print_report
+from pipeline.publish import export_surface, register_artifact
 from pipeline.tracking import Tracker, metric_name
 from pipeline.train import checkpoint
+from pipeline.train.days import split_days
 from pipeline.train.judge import PredictionCollector, gather, judge
 from pipeline.train.sharding import Ranks, describe_plan, joined
 from pipeline.train.trainer import Trainer
@@ -37,11 +40,13 @@ class JobResult:
         folder: of the run.
         checkpoint: the last one.
         comparison: the model on the test days beside its baselines; None on ranks other than the first.
+        run_key: key of the run's tracker; None on ranks other than the first.
     """
 
     folder: Path
     checkpoint: Path
     comparison: Comparison | None
+    run_key: str | None
 
 
 def run(config: RunConfig, data: Path, folder: Path, *, console: Console) -> JobResult:
@@ -65,7 +70,7 @@ def run(config: RunConfig, data: Path, folder: Path, *, console: Console) -> Job
             folder.name,
             run_dir=folder,
             root=default_home(),
-            experiment=f"trefoil/{config.name}",
+            experiment=experiment_of(config),
             tags=_tags(config, dataset, ranks),
             params=flat_config(config),
             rank=ranks.rank,
@@ -80,7 +85,37 @@ def run(config: RunConfig, data: Path, folder: Path, *, console: Console) -> Job
                     console.print(f"going on from {last}")
             path = trainer.train()
             comparison = _judge(trainer, folder, console, tracker)
-        return JobResult(folder=folder, checkpoint=path, comparison=comparison)
+        return JobResult(folder=folder, checkpoint=path, comparison=comparison, run_key=tracker.key)
+
+
+def register(result: JobResult, data: Path, *, console: Console) -> dict[str, Any]:
+    """Export every surface of a finished job, checked on its test days, and register each as challenger.
+
+    Raises:
+        ArtifactError: an artifact's scores are not the trainer's; surfaces before it stay registered.
+        RegistryError: MLflow cannot be reached or fails.
+    """
+    dataset = Dataset.open(data)
+    state = checkpoint.read_state(result.checkpoint)
+    days = split_days(dataset, state.config.days).test or None
+    registered = {}
+    for surface in state.config.surfaces:
+        artifact = result.folder / "artifacts" / surface
+        shutil.rmtree(artifact, ignore_errors=True)
+        exported = export_surface(result.checkpoint, surface, artifact, dataset=dataset, days=days, console=console)
+        registered[surface] = exported | register_artifact(
+            artifact,
+            experiment=experiment_of(state.config),
+            folder=result.folder / "exports" / surface,
+            parent=result.run_key,
+            console=console,
+        )
+    return registered
+
+
+def experiment_of(config: RunConfig) -> str:
+    """MLflow's experiment of a recipe's runs."""
+    return f"trefoil/{config.name}"
 
 
 def _claim(folder: Path, config: RunConfig) -> None:

@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.train",),
     ("pipeline.serve",),
     ("pipeline.rollout",),
+    ("pipeline.publish",),
     ("pipeline.job",),
     ("pipeline.cli",),
 )

@@ -33,12 +33,18 @@ class Args:
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="export", description=DESCRIPTION)
-    from pipeline import job
+    from pipeline import job, publish
     from pipeline.data.logs import Dataset
+    from pipeline.train.checkpoint import read_state
 
     out = console(args.json)
     dataset = Dataset.open(args.data) if args.data is not None else None
-    result = job.export_surface(args.checkpoint, args.surface, args.out, dataset=dataset, dtype=args.dtype, console=out)
+    result = publish.export_surface(
+        args.checkpoint, args.surface, args.out, dataset=dataset, dtype=args.dtype, console=out
+    )
     if args.register:
-        result |= job.register_artifact(args.out, args.checkpoint, console=out)
+        experiment = job.experiment_of(read_state(args.checkpoint).config)
+        # The record lies beside the artifact, whose content is sealed by its checksums.
+        folder = args.out.parent / f".{args.out.name}.tracking"
+        result |= publish.register_artifact(args.out, experiment=experiment, folder=folder, parent=None, console=out)
     return finish(result, args.json)

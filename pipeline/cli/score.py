@@ -31,8 +31,8 @@ class Args:
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="score", description=DESCRIPTION)
-    from pipeline import job
+    from pipeline import publish
 
-    rows = job.score_file(args.artifact, args.input, args.out)
+    rows = publish.score_file(args.artifact, args.input, args.out)
     console(args.json).print(f"wrote {args.out}: {rows:,} rows")
     return finish({"out": str(args.out), "rows": rows}, args.json)

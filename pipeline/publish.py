@@ -1,0 +1,135 @@
+"""From a checkpoint to registered models, and from the registry back to scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from pipeline.config import default_home
+from pipeline.data.logs import Dataset
+from pipeline.errors import RegistryError, unknown
+from pipeline.rollout.registry import ALIASES, CHALLENGER, Registry, model_name
+from pipeline.serve.artifact import ArtifactInfo, open_artifact
+from pipeline.serve.export import export
+from pipeline.serve.mlflow_model import log_artifact_model
+from pipeline.serve.scorer import Scorer
+from pipeline.tracking import Tracker, connect, tracking_uri
+
+REGISTRY_PREFIX = "models:/"
+
+
+def export_surface(
+    checkpoint: Path,
+    surface: str,
+    out: Path,
+    *,
+    dataset: Dataset | None,
+    days: tuple[str, ...] | None = None,
+    dtype: Literal["int8", "fp16", "fp32"] = "int8",
+    console: Console,
+) -> dict[str, Any]:
+    """Export one surface and say what came out; raises as `pipeline.serve.export.export`."""
+    info = export(checkpoint, surface, out, dataset=dataset, days=days, dtype=dtype)
+    parity = info.read("parity.json")
+    worst = max(task["max"] for task in parity["tasks"].values())
+    console.print(
+        f"exported {surface}: {info.bytes / 1e6:.1f} MB, tables {dtype}, "
+        f"largest difference to the trainer {worst:.1e} ({out})"
+    )
+    return {"artifact": str(out), "surface": surface, "bytes": info.bytes, "digest": info.digest, "parity": parity}
+
+
+def register_artifact(
+    artifact: Path, *, experiment: str, folder: Path, parent: str | None, console: Console
+) -> dict[str, Any]:
+    """Log an artifact to MLflow as a pyfunc model and make it its surface's challenger.
+
+    Args:
+        artifact: folder of the artifact.
+        experiment: MLflow's experiment.
+        folder: where the record of this run is kept until MLflow has it.
+        parent: key of the training run's tracker, if there is one.
+        console: where to say so.
+
+    Raises:
+        ArtifactError: the artifact is missing or damaged.
+        RegistryError: MLflow cannot be reached or fails; nothing is registered.
+    """
+    info = open_artifact(artifact)
+    tracker = Tracker.start(
+        f"export-{info.surface}",
+        run_dir=folder,
+        root=default_home(),
+        experiment=experiment,
+        tags={"surface": info.surface, "digest": info.digest, "kind": "export"},
+        parent=parent,
+        rank=0,
+    )
+    with tracker:
+        tracker.log_metrics(_parity_metrics(info), step=0)
+        uri = log_artifact_model(tracker, artifact)
+    version = Registry(default_home()).register(info.surface, uri, tags={"digest": info.digest})
+    console.print(f"registered {model_name(info.surface)} version {version.version} as {CHALLENGER}")
+    return {"model": model_name(info.surface), "version": version.version, "alias": CHALLENGER}
+
+
+def _parity_metrics(info: ArtifactInfo) -> dict[str, float]:
+    tasks = info.read("parity.json")["tasks"]
+    return {
+        f"parity/{info.surface}/{task}/{k}": float(v)
+        for task, of in tasks.items()
+        for k, v in of.items()
+        if v is not None
+    }
+
+
+def open_scorer(artifact: str) -> Scorer:
+    """The scorer of an artifact's folder, or of `models:/NAME@ALIAS` in the registry.
+
+    Raises:
+        ArtifactError: the artifact is missing or damaged.
+        RegistryError: the registry has no such model or alias.
+    """
+    if not artifact.startswith(REGISTRY_PREFIX):
+        return Scorer.open(artifact)
+    name, at, alias = artifact.removeprefix(REGISTRY_PREFIX).partition("@")
+    surface = name.removeprefix(model_name(""))
+    if not at or not name.startswith(model_name("")):
+        raise RegistryError(f"{artifact!r} is no model's address; write models:/{model_name('hf')}@{CHALLENGER}")
+    if alias not in ALIASES:
+        raise RegistryError(unknown("alias", alias, ALIASES))
+    if Registry(default_home()).get(surface, alias) is None:
+        raise RegistryError(
+            f"no version of {name} is {alias} in {tracking_uri(default_home())}; export one with --register"
+        )
+    connect(default_home())
+    import mlflow
+
+    uri = tracking_uri(default_home())
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    scorer = mlflow.pyfunc.load_model(artifact).unwrap_python_model().scorer
+    assert isinstance(scorer, Scorer), "models are logged by log_artifact_model"
+    return scorer
+
+
+def score_file(artifact: str, source: Path, out: Path) -> int:
+    """Score a Parquet file of rows into another, rows in the same order; returns their number.
+
+    Raises:
+        ArtifactError, RegistryError: see `open_scorer`.
+        DataError: the rows are not what the artifact wants.
+    """
+    scorer = open_scorer(artifact)
+    scores = scorer.score(source)
+    names = [c for c in ("request_id", "user_id") if c in pq.read_schema(source).names]
+    keys = pl.read_parquet(source, columns=names, hive_partitioning=False) if names else pl.DataFrame()
+    frame = pl.from_arrow(scores)
+    assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    keys.hstack(frame.rename({task: f"p_{task}" for task in scorer.signature.tasks})).write_parquet(out)
+    return frame.height
