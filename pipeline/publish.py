@@ -35,7 +35,7 @@ def export_surface(
     """Export one surface and say what came out; raises as `pipeline.serve.export.export`."""
     info = export(checkpoint, surface, out, dataset=dataset, days=days, dtype=dtype)
     parity = info.read("parity.json")
-    worst = max(task["max"] for task in parity["tasks"].values())
+    worst = max(task["largest_difference"] for task in parity["tasks"].values())
     console.print(
         f"exported {surface}: {info.bytes / 1e6:.1f} MB, tables {dtype}, "
         f"largest difference to the trainer {worst:.1e} ({out})"
