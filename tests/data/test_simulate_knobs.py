@@ -40,6 +40,9 @@ def test_nothing_shared_leaves_nothing_in_common() -> None:
     for effect in (world.quality, world.long_quality):
         between = np.corrcoef(effect)
         assert np.abs(between[~np.eye(3, dtype=bool)]).max() < 0.1
+    kept = world.transfer[:, : config.topics, : config.topics]
+    assert (np.diagonal(kept, axis1=1, axis2=2) == 0).all()
+    assert (kept.sum(axis=1) == 1).all()
     users = Users(config, world, first=1, count=3, stream=(3, 0))
     user, surface = np.arange(3), np.zeros(3, dtype=np.int64)
     users.interest(np.random.default_rng(0), user, surface, np.full(3, config.start_ms))
@@ -127,7 +130,7 @@ def test_the_query_matters_by_relevance(tmp_path: Path) -> None:
 
 
 def test_actions_move_the_truth_only_through_reinforcement() -> None:
-    config = SimulationConfig.tiny(intent=0.0)
+    config = SimulationConfig.tiny(intent=0.0, sharing=1.0)
     world = make_world(config)
     users = Users(config, world, first=1, count=2, stream=(3, 0))
     rng, now = np.random.default_rng(0), config.start_ms

@@ -126,7 +126,8 @@ class SimulationConfig:
     """Share of values of `age_bucket` (by user) and `price` (by ad) that are absent."""
 
     bucket_mb: int = 64
-    """Rough memory in MB for one bucket of users; smaller makes more and smaller files."""
+    """Rough size in MB of one bucket of users, about half of what the process takes; smaller makes more and
+    smaller files."""
     row_group_requests: int = 2048
     """Requests in a row group of the files."""
 

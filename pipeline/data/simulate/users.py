@@ -123,4 +123,6 @@ class Users:
         # Events of another surface count by what the two have in common.
         carry = np.sqrt(shared[surface][:, None] * shared[None, :])
         carry[np.arange(surface.size), surface] = 1.0
-        self._reinforced[user] += (carry[:, :, None] * effect[:, None, :]).astype(np.float32)
+        # Without optimize, einsum stays clear of BLAS, whose sums may depend on the number of threads.
+        wanted = np.einsum("nd,sde->nse", effect, self._world.transfer, optimize=False)
+        self._reinforced[user] += (carry[:, :, None] * wanted).astype(np.float32)

@@ -51,6 +51,7 @@ class World:
         price_slope: [S, ages] logits for one standard deviation of log price.
         hour: [S, 24] logits.
         trend: [days of warm-up and log, D] logits.
+        transfer: [S, D, D] what acting on an ad says about each dimension of what the user wants next.
         age_taste, country_taste: [1 + S, ., D] taste of a group, common and of each surface, variance 1 together.
         age_bias, country_bias: [1 + S, .] the same for the readiness to click.
     """
@@ -72,6 +73,7 @@ class World:
     price_slope: Array
     hour: Array
     trend: Array
+    transfer: Array
     age_taste: Array
     country_taste: Array
     age_bias: Array
@@ -115,6 +117,7 @@ def make_world(config: SimulationConfig) -> World:
         price_slope=effect(AGES, scale=0.7 * config.context_effects),
         hour=0.5 * config.context_effects * mix(daily[:1], daily[1:], shared[:, None]),
         trend=np.cumsum(steps, axis=0).astype(np.float32),
+        transfer=_transfer(config, rng, shared),
         age_taste=group(AGES, dimensions),
         country_taste=group(COUNTRIES, dimensions),
         age_bias=group(AGES),
@@ -149,6 +152,20 @@ def _ads(config: SimulationConfig, rng: np.random.Generator) -> dict[str, Array]
         "start_day": _item_start(config, rng, topic),
         "popularity": popularity / popularity.sum(),
     }
+
+
+def _transfer(config: SimulationConfig, rng: np.random.Generator, shared: Array) -> Array:
+    """[S, D, D]: the common part says "more of the same", a surface's own part sends each topic to another."""
+    dimensions = config.topics + STYLES
+    result = np.empty((shared.size, dimensions, dimensions), dtype=np.float32)
+    for surface, part in enumerate(shared):
+        own = np.eye(dimensions)
+        # A random cycle through all topics: none goes to itself.
+        cycle = rng.permutation(config.topics)
+        own[:, : config.topics] = 0.0
+        own[cycle, np.roll(cycle, 1)] = 1.0
+        result[surface] = part * np.eye(dimensions) + (1 - part) * own
+    return result
 
 
 def _item_start(config: SimulationConfig, rng: np.random.Generator, topic: Array) -> Array:
