@@ -54,6 +54,13 @@ class LoaderConfig:
     """Requests of a lane that are shuffled and held in memory together. Part of the order of data."""
     prefetch_batches: int = 4
     """Batches made ahead of the step that needs them; 0 makes them in the caller's thread."""
+    bad_input: Literal["raise", "quarantine"] = "raise"
+    """Stop at the first row group that is damaged or holds what it must not, or leave such row groups out,
+    counted and reported; steps stay as they are, with fewer requests."""
+    max_candidates: int | None = None
+    """The most candidates of one request row in a batch; none given sets no bound."""
+    past_max_candidates: Literal["split", "cap"] = "split"
+    """A request with more becomes several rows of the same batch, or loses the candidates past the bound, counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +211,8 @@ class RunConfig:
                 **{"checkpoint_steps": self.checkpoint_steps if self.checkpoint_steps is not None else 1},
                 **{f"loader.{k}": getattr(self.loader, k) for k in ("requests_per_batch", "lanes", "window")},
                 **{
-                    "loader.history_length": self.loader.history_length if self.loader.history_length is not None else 1
+                    f"loader.{k}": 1 if getattr(self.loader, k) is None else getattr(self.loader, k)
+                    for k in ("history_length", "max_candidates")
                 },
             )
             + _at_least(

@@ -1,13 +1,16 @@
 """Requests of one surface as flat tensors: what a row group becomes before it becomes part of a batch.
 
-Lists that share their lengths (all candidate columns, all history columns) share them here too, so that
-taking rows computes each gather index once. Absent ids are -1 and absent numbers NaN inside a block.
+Lists that share their lengths (all candidate columns, all history columns) share them here too. Rows are
+copied row by row, never entry by entry: a row of a list is one short `memcpy`. Absent ids are -1 and absent
+numbers NaN inside a block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import fbgemm_gpu  # noqa: F401  registers torch.ops.fbgemm
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +36,8 @@ _DTYPES = {
     pa.int64(): torch.int64,
     pa.float32(): torch.float32,
 }
+# What `permute_2D_sparse_data` copies on CPU.
+_PERMUTED = (torch.int32, torch.int64, torch.float32, torch.float64)
 
 
 def offsets(lengths: Tensor) -> Tensor:
@@ -42,13 +47,25 @@ def offsets(lengths: Tensor) -> Tensor:
     return out
 
 
-def gather_index(lengths: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
-    """Positions, in the values, of all entries of `rows`, row by row."""
-    taken = lengths[rows]
-    ends = torch.cumsum(taken, 0)
-    total = int(ends[-1]) if ends.numel() else 0
-    shift = starts[rows] - (ends - taken)
-    return torch.repeat_interleave(shift, taken, output_size=total) + torch.arange(total)
+def take_rows(values: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
+    """The entries of the given rows, row after row.
+
+    Args:
+        values: [sum of lengths, ...], entries of all rows one after another.
+        lengths: int64 [n], entries of each row.
+        rows: int32 [m], rows to take; repeats allowed.
+
+    Returns:
+        [sum of the taken lengths, ...]; narrow integers come back as int32.
+    """
+    if values.dtype not in _PERMUTED:
+        values = values.int()
+    width = values.shape[1] if values.dim() > 1 else 1
+    if values.numel() == 0 or rows.numel() == 0:
+        return values.new_empty(int(lengths[rows].sum()), *values.shape[1:])
+    entries = (lengths * width)[:, None]
+    taken = torch.ops.fbgemm.permute_2D_sparse_data(rows, entries, values.flatten(), None, None)[1]
+    return taken.view(-1, *values.shape[1:])
 
 
 @dataclass
@@ -58,14 +75,18 @@ class Jagged:
     values: Tensor
     lengths: Tensor
 
-    def take(self, rows: Tensor) -> Jagged:
-        index = gather_index(self.lengths, offsets(self.lengths), rows)
-        return Jagged(self.values[index], self.lengths[rows])
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each row starts, and the end. [n + 1]"""
+        return offsets(self.lengths).numpy()
 
     def slice(self, start: int, stop: int) -> Jagged:
-        first = int(self.lengths[:start].sum())
-        lengths = self.lengths[start:stop]
-        return Jagged(self.values[first : first + int(lengths.sum())], lengths)
+        """Rows [start, stop) as views."""
+        return Jagged(self.values[self.starts[start] : self.starts[stop]], self.lengths[start:stop])
+
+    def take(self, rows: Tensor) -> Jagged:
+        """The given rows (int32), in the given order."""
+        return Jagged(take_rows(self.values, self.lengths, rows), self.lengths[rows])
 
     @staticmethod
     def cat(parts: list[Jagged]) -> Jagged:
@@ -77,13 +98,13 @@ class RequestBlock:
     """Requests of one surface.
 
     Args:
-        scalars: one value a request.
+        scalars: one entry a request.
         lists: several values a request (multi-valued request features).
         candidate_counts: int64 [R].
-        candidates: one value a candidate: features, labels, weights.
+        candidates: one entry a candidate: features, labels, weights.
         candidate_lists: several values a candidate.
         history_lengths: int64 [R].
-        history: one value an event.
+        history: one entry an event.
     """
 
     scalars: dict[str, Tensor]
@@ -97,26 +118,45 @@ class RequestBlock:
     def __len__(self) -> int:
         return self.candidate_counts.numel()
 
+    @cached_property
+    def _candidate_starts(self) -> np.ndarray:
+        return offsets(self.candidate_counts).numpy()
+
+    @cached_property
+    def _history_starts(self) -> np.ndarray:
+        return offsets(self.history_lengths).numpy()
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        jagged = [t for j in (*self.lists.values(), *self.candidate_lists.values()) for t in (j.values, j.lengths)]
+        dense = [*self.scalars.values(), *self.candidates.values(), *self.history.values()]
+        return sum(t.nbytes for t in [*jagged, *dense, self.candidate_counts, self.history_lengths])
+
     def take(self, rows: Tensor) -> RequestBlock:
         """The given rows, in the given order."""
-        of_candidate = gather_index(self.candidate_counts, offsets(self.candidate_counts), rows)
-        of_history = gather_index(self.history_lengths, offsets(self.history_lengths), rows)
+        rows = rows.int()
         return RequestBlock(
             {k: v[rows] for k, v in self.scalars.items()},
             {k: v.take(rows) for k, v in self.lists.items()},
             self.candidate_counts[rows],
-            {k: v[of_candidate] for k, v in self.candidates.items()},
-            {k: v.take(of_candidate) for k, v in self.candidate_lists.items()},
+            {k: take_rows(v, self.candidate_counts, rows) for k, v in self.candidates.items()},
+            {k: self._take_candidates(v, rows) for k, v in self.candidate_lists.items()},
             self.history_lengths[rows],
-            {k: v[of_history] for k, v in self.history.items()},
+            {k: take_rows(v, self.history_lengths, rows) for k, v in self.history.items()},
         )
 
+    def _take_candidates(self, lists: Jagged, rows: Tensor) -> Jagged:
+        """Lists of all candidates of the given requests: all values of a request are moved at once."""
+        per_request = torch.from_numpy(np.diff(lists.starts[self._candidate_starts]))
+        return Jagged(take_rows(lists.values, per_request, rows), take_rows(lists.lengths, self.candidate_counts, rows))
+
     def slice(self, start: int, stop: int) -> RequestBlock:
-        """Rows [start, stop) as views."""
-        c0 = int(self.candidate_counts[:start].sum())
-        c1 = c0 + int(self.candidate_counts[start:stop].sum())
-        h0 = int(self.history_lengths[:start].sum())
-        h1 = h0 + int(self.history_lengths[start:stop].sum())
+        """Rows [start, stop) as views; like slices of lists, it ends where the rows end."""
+        stop = min(stop, len(self))
+        start = min(start, stop)
+        c0, c1 = self._candidate_starts[start], self._candidate_starts[stop]
+        h0, h1 = self._history_starts[start], self._history_starts[stop]
         return RequestBlock(
             {k: v[start:stop] for k, v in self.scalars.items()},
             {k: v.slice(start, stop) for k, v in self.lists.items()},
@@ -144,6 +184,13 @@ class RequestBlock:
         )
 
 
+def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column as one array; without a copy where it is one already."""
+    if isinstance(column, pa.Array):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def block_from_arrow(table: pa.RecordBatch | pa.Table, schema: DatasetSchema) -> RequestBlock:
     """Requests of one surface as tensors; columns that are not in the table are left out.
 
@@ -158,9 +205,7 @@ def block_from_arrow(table: pa.RecordBatch | pa.Table, schema: DatasetSchema) ->
     zero = torch.zeros(n, dtype=torch.int64)
     block = RequestBlock({}, {}, zero, {}, {}, zero, {})
     for name in table.schema.names:
-        column = table[name]
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        _add_column(block, name, array, schema)
+        _add_column(block, name, one_array(table[name]), schema)
     return block
 
 
@@ -189,10 +234,10 @@ def _add_column(block: RequestBlock, name: str, array: pa.Array, schema: Dataset
 
 
 def _lengths(array: pa.ListArray) -> Tensor:
-    lengths = pc.list_value_length(array)
-    if lengths.null_count:
-        lengths = pc.fill_null(lengths, 0)
-    return torch.from_numpy(lengths.to_numpy(zero_copy_only=False).astype(np.int64))
+    if array.null_count:
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+        return torch.from_numpy(lengths.astype(np.int64))
+    return torch.from_numpy(np.diff(array.offsets.to_numpy()).astype(np.int64))
 
 
 def _values(array: pa.Array) -> Tensor:

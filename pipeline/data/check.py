@@ -1,14 +1,18 @@
 """What every table of requests must satisfy, whoever made it: one pass, one clear error.
 
-Used by the writer on what it is given and by the loader on what it reads.
+Used by the writer on what it is given, by the loader on what it reads, and by `inspect` on a whole log.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.block import one_array
+from pipeline.data.logs import arrow_schema
 from pipeline.errors import DataError
 from pipeline.schema import (
     HISTORY_ACTION,
@@ -23,6 +27,43 @@ from pipeline.schema import (
     Kind,
     Level,
 )
+
+
+def check_columns(
+    present: pa.Schema, schema: DatasetSchema, surface: str, columns: Iterable[str] | None = None, *, file: str
+) -> None:
+    """Check that a file has columns, with their types.
+
+    Args:
+        present: the file's columns.
+        schema: of the log.
+        surface: whose file this is.
+        columns: check only these; None checks all of the surface.
+        file: for the message.
+
+    Raises:
+        DataError: a column is missing or has another type.
+    """
+    for fault in column_faults(present, schema, surface, columns, file=file):
+        raise fault
+
+
+def column_faults(
+    present: pa.Schema, schema: DatasetSchema, surface: str, columns: Iterable[str] | None = None, *, file: str
+) -> Iterator[DataError]:
+    """Every column that is missing or has another type; see `check_columns`."""
+    expected = arrow_schema(schema, surface)
+    for name in expected.names if columns is None else columns:
+        if name not in present.names:
+            yield DataError(
+                f"the file lacks a column that dataset.json declares for surface {surface!r}", file=file, column=name
+            )
+        elif present.field(name).type != expected.field(name).type:
+            yield DataError(
+                f"the column has type {present.field(name).type}, it must be {expected.field(name).type}",
+                file=file,
+                column=name,
+            )
 
 
 def check_table(
@@ -49,30 +90,47 @@ def check_table(
             range, NaN or infinity, an id outside its vocabulary, or a history event that was not yet known
             at the request's time.
     """
+    for fault in table_faults(table, schema, surface, file=file, row_group=row_group, columns=columns):
+        raise fault
+
+
+def table_faults(
+    table: pa.Table | pa.RecordBatch,
+    schema: DatasetSchema,
+    surface: str,
+    *,
+    file: str,
+    row_group: int | None = None,
+    columns: frozenset[str] | None = None,
+) -> Iterator[DataError]:
+    """Every fault of a table, at most a few a column; see `check_table`."""
     at = _Where(file, row_group)
-    present = [c for c in table.schema.names if columns is None or c in columns]
+    arrays = {c: one_array(table[c]) for c in table.schema.names if columns is None or c in columns}
     for name in (REQUEST_ID, USER_ID, TIMESTAMP_MS):
-        if name in present and table[name].null_count:
-            raise at.error("the column holds nulls", name)
-    for f in schema.select(surface=surface):
-        if f.name in present:
-            _check_values(_flat(table[f.name]), f, schema, at)
-    _check_lengths(table, [c for c in schema.tasks if c in present] + [WEIGHT] * (WEIGHT in present), at)
-    candidate = [f.name for f in schema.select(surface=surface, level=Level.CANDIDATE) if f.name in present]
-    _check_lengths(table, [c for c in schema.tasks if c in present][:1] + candidate, at)
+        if name in arrays and arrays[name].null_count:
+            yield at.error("the column holds nulls", name)
+    features = schema.select(surface=surface)
+    for f in features:
+        if f.name in arrays:
+            yield from _value_faults(_flat(arrays[f.name]), f, schema, at)
+    candidate = [f.name for f in features if f.level is Level.CANDIDATE]
     history = [f.name for f in schema.select(level=Level.HISTORY)]
-    history = [c for c in [*history, HISTORY_ACTION, HISTORY_SURFACE, HISTORY_TIME_MS] if c in present]
-    _check_lengths(table, history, at)
+    history += [HISTORY_ACTION, HISTORY_SURFACE, HISTORY_TIME_MS]
+    unequal: set[str] = set()
+    for names in ([*schema.tasks, WEIGHT, *candidate], history):
+        for fault in _length_faults({c: arrays[c] for c in names if c in arrays}, at):
+            unequal.add(fault.column or "")
+            yield fault
     for task in schema.tasks:
-        if task in present:
-            _check_range(_flat(table[task]), 0.0, 1.0, "label", task, at)
-    if WEIGHT in present:
-        _check_range(_flat(table[WEIGHT]), 0.0, np.inf, "weight", WEIGHT, at)
+        if task in arrays:
+            yield from _range_faults(_flat(arrays[task]), 0.0, 1.0, "label", task, at)
+    if WEIGHT in arrays:
+        yield from _range_faults(_flat(arrays[WEIGHT]), 0.0, np.inf, "weight", WEIGHT, at)
     for name, codes in ((HISTORY_ACTION, schema.action_count), (HISTORY_SURFACE, 1 + len(schema.surfaces))):
-        if name in present:
-            _check_ids(_flat(table[name]), codes, "codes", name, at)
-    if HISTORY_TIME_MS in present:
-        _check_history_time(table, schema, at)
+        if name in arrays:
+            yield from _id_faults(_flat(arrays[name]), codes, "codes", name, at)
+    if HISTORY_TIME_MS in arrays and TIMESTAMP_MS in arrays and HISTORY_TIME_MS not in unequal:
+        yield from _history_time_faults(arrays[HISTORY_TIME_MS], arrays[TIMESTAMP_MS], schema, at)
 
 
 class _Where:
@@ -84,76 +142,88 @@ class _Where:
         return DataError(problem, file=self.file, row_group=self.row_group, column=column)
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _flat(array: pa.Array) -> pa.Array:
     while pa.types.is_list(array.type):
         array = array.flatten()
     return array
 
 
-def _check_lengths(table: pa.Table | pa.RecordBatch, names: list[str], at: _Where) -> None:
+def _length_faults(lists: dict[str, pa.Array], at: _Where) -> Iterator[DataError]:
+    """Null lists, and rows whose lists differ in length from those of the first column."""
     first: np.ndarray | None = None
-    for name in names:
-        if table[name].null_count:
-            raise at.error("the column holds null lists; an empty list is the way to say 'nothing'", name)
-        lengths = (
-            pc.list_value_length(table[name]).to_numpy(zero_copy_only=False)
-            if isinstance(table[name], pa.Array)
-            else pc.list_value_length(table[name]).combine_chunks().to_numpy(zero_copy_only=False)
-        )
+    first_name = ""
+    for name, array in lists.items():
+        if array.null_count:
+            yield at.error("the column holds null lists; an empty list is the way to say 'nothing'", name)
+            continue
+        offsets = array.offsets.to_numpy()
         if first is None:
-            first = lengths
-        elif (differ := np.flatnonzero(lengths != first)).size:
-            row = int(differ[0])
-            raise at.error(
-                f"row {row} has {int(lengths[row])} entries where {names[0]!r} has {int(first[row])}; "
+            first, first_name = offsets, name
+        elif not np.array_equal(offsets - offsets[0] if array.offset else offsets, first - first[0]):
+            lengths, wanted = np.diff(offsets), np.diff(first)
+            row = int(np.flatnonzero(lengths != wanted)[0])
+            yield at.error(
+                f"row {row} has {int(lengths[row])} entries where {first_name!r} has {int(wanted[row])}; "
                 "the lists of a row must have equal lengths",
                 name,
             )
 
 
-def _check_values(flat: pa.Array, feature: Feature, schema: DatasetSchema, at: _Where) -> None:
+def _value_faults(flat: pa.Array, feature: Feature, schema: DatasetSchema, at: _Where) -> Iterator[DataError]:
     if feature.kind is Kind.CATEGORICAL:
         size = schema.vocabulary(feature.vocabulary or "").size
         if feature.level is Level.HISTORY and flat.null_count:
-            raise at.error("a history event lacks its id", feature.name)
-        _check_ids(flat, size, f"ids of vocabulary {feature.vocabulary!r}", feature.name, at)
-    elif len(flat):
-        values = flat.drop_null().to_numpy(zero_copy_only=False)
-        if not np.isfinite(values).all():
-            raise at.error("the column holds NaN or infinity; null is the way to say 'absent'", feature.name)
+            yield at.error("a history event lacks its id", feature.name)
+        yield from _id_faults(flat, size, f"ids of vocabulary {feature.vocabulary!r}", feature.name, at)
+    elif len(flat) and not np.isfinite(_numbers(flat)).all():
+        yield at.error("the column holds NaN or infinity; null is the way to say 'absent'", feature.name)
 
 
-def _check_ids(flat: pa.Array, size: int, what: str, column: str, at: _Where) -> None:
+def _numbers(flat: pa.Array) -> np.ndarray:
+    return (flat.drop_null() if flat.null_count else flat).to_numpy(zero_copy_only=False)
+
+
+def _id_faults(flat: pa.Array, size: int, what: str, column: str, at: _Where) -> Iterator[DataError]:
     if len(flat) == flat.null_count:
         return
     bounds = pc.min_max(flat).as_py()
     if bounds["min"] < 0 or bounds["max"] >= size:
         bad = bounds["min"] if bounds["min"] < 0 else bounds["max"]
-        raise at.error(f"the column holds {bad}; {what} lie in [0, {size})", column)
+        yield at.error(f"the column holds {bad}; {what} lie in [0, {size})", column)
 
 
-def _check_range(flat: pa.Array, low: float, high: float, what: str, column: str, at: _Where) -> None:
-    values = flat.drop_null().to_numpy(zero_copy_only=False)
-    wrong = values[~((values >= low) & (values <= high))]
+def _range_faults(flat: pa.Array, low: float, high: float, what: str, column: str, at: _Where) -> Iterator[DataError]:
+    values = _numbers(flat)
+    # A comparison with NaN is false, so the sound values are those that pass both.
+    sound = (values >= low) & (values <= high) & (values < np.inf)
+    if not sound.all():
+        yield at.error(f"the column holds {what} {values[~sound][0]}; it must lie in [{low:g}, {high:g}]", column)
+
+
+def _history_time_faults(
+    history: pa.Array, timestamp: pa.Array, schema: DatasetSchema, at: _Where
+) -> Iterator[DataError]:
+    """The events of a request are in order, and the last of them was known at its time."""
+    if history.null_count or timestamp.null_count:
+        return
+    times = history.flatten().to_numpy(zero_copy_only=False)
+    offsets = history.offsets.to_numpy()
+    offsets = offsets - offsets[0]
+    back = 1 + np.flatnonzero(times[1:] < times[:-1])
+    # A step back in time is sound only where the events of the next request begin.
+    wrong = back[offsets[np.searchsorted(offsets, back)] != back]
     if wrong.size:
-        raise at.error(f"the column holds {what} {wrong[0]}; it must lie in [{low:g}, {high:g}]", column)
-
-
-def _check_history_time(table: pa.Table | pa.RecordBatch, schema: DatasetSchema, at: _Where) -> None:
-    column = table[HISTORY_TIME_MS]
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    times = array.flatten().to_numpy(zero_copy_only=False)
-    lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
-    known_until = table[TIMESTAMP_MS].to_numpy() - schema.label_delay_ms
-    row = np.repeat(np.arange(lengths.size), lengths)
-    late = np.flatnonzero(times >= known_until[row])
+        row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+        yield at.error(f"the history of row {row} is not in order of time, oldest first", HISTORY_TIME_MS)
+        return
+    some = np.flatnonzero(np.diff(offsets))
+    newest = times[offsets[1:][some] - 1]
+    known_until = timestamp.to_numpy()[some] - schema.label_delay_ms
+    late = np.flatnonzero(newest >= known_until)
     if late.size:
         i = int(late[0])
-        raise at.error(
-            f"row {int(row[i])} has a history event at {int(times[i])} ms, not before the request's time less "
-            f"the label delay, {int(known_until[row[i]])} ms: the history leaks the future",
+        yield at.error(
+            f"row {int(some[i])} has a history event at {int(newest[i])} ms, not before the request's time less "
+            f"the label delay, {int(known_until[i])} ms: the history leaks the future",
             HISTORY_TIME_MS,
         )
-    if times.size and (np.diff(times)[np.diff(row) == 0] < 0).any():
-        raise at.error("the history of a request is not in order of time, oldest first", HISTORY_TIME_MS)

@@ -2,23 +2,38 @@
 
 The loader's whole state is (epoch, step): every batch is a pure function of these, the data set, the seed and
 the settings below. Nothing has to be replayed to resume, and a resumed run may have another number of ranks.
+
+Memory of a rank, in bytes, for each surface: at most
+
+    block + groups          between loads, and
+    2 * block + groups      while the next block is loaded, where
+    block  = lanes_of_rank * window * request_bytes
+    groups = lanes_of_rank * (1 + ceil(window / row_group_requests)) * row_group_requests * request_bytes
+
+or the whole surface, if that is less; to which come `prefetch_batches + 1` batches. `lanes_of_rank` is
+ceil(lanes / world_size); `request_bytes` is that of the decoded columns, about
+8 * (ids and numbers of a request) + 8 * candidates * (candidate columns) + 28 * (history events).
+`Loader.bytes` says what is held now. Fewer lanes, smaller windows or smaller row groups need less.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from pipeline.config import LoaderConfig
-from pipeline.data.assemble import assemble_batch
+from pipeline.data.assemble import join_batch
 from pipeline.data.batch import Batch
-from pipeline.data.block import columns_of
 from pipeline.data.layout import FeatureLayout
 from pipeline.data.logs import Dataset
 from pipeline.data.order import Schedule, SurfaceOrder, natural_weights
-from pipeline.data.stream import RowGroups, SurfaceReader
+from pipeline.data.rowgroups import LeftOut, RowGroups
+from pipeline.data.stream import SurfaceReader
 from pipeline.errors import ConfigError, DataError
 
 
@@ -32,6 +47,12 @@ class Loader:
         days: days to read, in any order; None reads all.
         seed: of the run; with `config`, it fixes the order.
         rank, world_size: this process among those that share each global batch.
+        quarantine_report: file that gets a line of JSON for each row group left out (`config.bad_input`); the ranks
+            may share it, and then it can name a row group once for each.
+
+    Attributes:
+        waited_s: seconds for which the consumer has waited for batches, all epochs together.
+        left_out: row groups in quarantine, and requests and candidates left out with or without them.
 
     Raises:
         ConfigError: more ranks than lanes, or weights that do not fit the surfaces.
@@ -48,6 +69,7 @@ class Loader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        quarantine_report: Path | None = None,
     ) -> None:
         if world_size > config.lanes:
             raise ConfigError(
@@ -60,7 +82,12 @@ class Loader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._groups = {s: self._row_groups(s, days) for s in layout.surfaces}
+        self.waited_s = 0.0
+        self.left_out = LeftOut(quarantine_report)
+        self._readers: dict[str, SurfaceReader] = {}
+        self._groups = {
+            s: RowGroups(dataset, layout, config, surface=s, days=days, left_out=self.left_out) for s in layout.surfaces
+        }
         self.sizes = {s: sum(g.rows) for s, g in self._groups.items()}
         if not any(self.sizes.values()):
             raise DataError(
@@ -77,41 +104,42 @@ class Loader:
             exhaustion=config.exhaustion,
         )
 
-    def _row_groups(self, surface: str, days: tuple[str, ...] | None) -> RowGroups:
-        schema = self.dataset.schema
-        partitions = self.dataset.partitions(surface, days)
-        return RowGroups(
-            root=self.dataset.root,
-            schema=schema,
-            surface=surface,
-            partitions=partitions,
-            columns=columns_of(schema, surface, self.layout.features, self.layout.tasks),
-            history_length=min(self.config.history_length or schema.history_length, schema.history_length),
-        )
-
     @property
     def steps(self) -> int:
         """Batches of an epoch, the same on every rank; known before the first file is read."""
         return self.schedule.steps
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0) -> Generator[Batch]:
         """Batches of an epoch from `first_step` to its end.
 
         Raises:
             DataError: a file is gone, damaged, or holds what it must not.
         """
         made = self._make(epoch, first_step)
-        return _ahead(made, self.config.prefetch_batches) if self.config.prefetch_batches else made
+        return self._timed(_ahead(made, self.config.prefetch_batches) if self.config.prefetch_batches else made)
 
-    def _make(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        readers = {
+    def _timed(self, batches: Generator[Batch]) -> Generator[Batch]:
+        with closing(batches):
+            while True:
+                start = time.perf_counter()
+                batch = next(batches, None)
+                self.waited_s += time.perf_counter() - start
+                if batch is None:
+                    return
+                yield batch
+
+    def _make(self, epoch: int, first_step: int) -> Generator[Batch]:
+        self._readers = readers = {
             s: SurfaceReader(self._groups[s], partial(self.order, s, epoch), rank=self.rank, world_size=self.world_size)
             for s in self.layout.surfaces
         }
         for step in range(first_step, self.steps):
-            yield assemble_batch(
-                {s: reader.read(*self.schedule.span(s, step)) for s, reader in readers.items()}, self.layout
-            )
+            yield join_batch([r.read(*self.schedule.span(s, step)) for s, r in readers.items()], self.layout)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the decoded rows that the epoch in progress holds; batches made ahead are not counted."""
+        return sum(reader.bytes for reader in self._readers.values())
 
     def order(self, surface: str, epoch: int, repeat: int = 0) -> SurfaceOrder:
         """The order of a surface's requests in one pass over it."""
@@ -134,7 +162,7 @@ class _End:
         self.error = error
 
 
-def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+def _ahead(batches: Generator[Batch], depth: int) -> Generator[Batch]:
     """The same batches, made in a thread up to `depth` ahead. Arrow and torch release the interpreter's lock."""
     made: queue.Queue[Batch | _End] = queue.Queue(maxsize=depth)
     stop = threading.Event()
