@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.ingest.describe import causal_features
 from pipeline.data.ingest.load import load_spec
+from pipeline.data.ingest.rates import ewma
 from pipeline.schema import Level
 from tests.data.ingest_logs import CAUSAL, DAY, MINUTE, Reckoning, random_log, rows, run, spec_with, write
 
@@ -112,6 +114,15 @@ def test_future_labels_change_no_feature(seed: int, delay_s: float, cut: int) ->
         return sorted(known, key=lambda r: (r["timestamp_ms"], r["user_id"], r["surface"], r["item"]))
 
     assert features(first) == features(second)
+
+
+def test_long_and_short_groups_are_smoothed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = np.random.default_rng(0)
+    values = np.where(g.random(3000) < 0.2, np.nan, g.normal(size=3000))
+    start, initial = np.array([0, 700, 703, 1500]), np.array([0.0, 1.0, -1.0, 0.5])
+    mixed = ewma(values, start, initial, 0.3)
+    monkeypatch.setattr("pipeline.data.ingest.rates._LONG", 10_000)
+    assert np.array_equal(ewma(values, start, initial, 0.3), mixed)
 
 
 def test_buckets_do_not_change_a_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from scipy.signal import lfilter
 
 from pipeline.data.ingest.base import BaseRates, prefix
 from pipeline.data.ingest.events import label
@@ -21,6 +22,7 @@ from pipeline.data.ingest.ids import UNKNOWN, list_parts
 from pipeline.data.ingest.spec import IngestSpec, Rate
 from pipeline.schema import Level
 
+_LONG = 512  # entries of a group from which on it is smoothed by itself
 RESIDUAL_ONE = 1 << 30  # a residual of 1 in the sums
 
 
@@ -105,6 +107,37 @@ def entries(spec: IngestSpec, rate: Rate, events: pl.DataFrame) -> pl.DataFrame:
     return frame if multi is None else frame.unique(["_row", *key_columns(rate)])  # a value named twice counts once
 
 
+def ewma(values: np.ndarray, start: np.ndarray, initial: np.ndarray, weight: float) -> np.ndarray:
+    """s <- (1 - weight) s + weight x along each group; NaN changes nothing.
+
+    Args:
+        values: of all groups, one group after another.
+        start: where each group begins.
+        initial: s before each group's first value.
+
+    >>> ewma(np.array([1.0, np.nan, 1.0, 4.0]), np.array([0, 3]), np.array([0.0, 2.0]), 0.5)
+    array([0.5 , 0.5 , 0.75, 3.  ])
+    """
+    length = np.diff(np.append(start, values.size))
+    out = np.empty(values.size)
+    for g in np.flatnonzero(length > _LONG):  # few, and each worth a call of its own
+        own = slice(start[g], start[g] + length[g])
+        seen = ~np.isnan(values[own])
+        first = np.array([(1.0 - weight) * initial[g]])
+        smoothed, _ = lfilter([weight], [1.0, weight - 1.0], values[own][seen], zi=first)
+        out[own] = np.append(initial[g], smoothed)[np.cumsum(seen)]
+    short = np.flatnonzero(length <= _LONG)
+    short = short[np.argsort(-length[short], kind="stable")]
+    start, length, state = start[short], length[short], initial[short]
+    # One pass for the first entries of all groups, one for the second ones, ...
+    for step in range(int(length[0]) if length.size else 0):
+        at = start[: int(np.searchsorted(-length, -step, side="left"))] + step
+        state = state[: at.size]
+        state = np.where(np.isnan(values[at]), state, (1.0 - weight) * state + weight * values[at])
+        out[at] = state
+    return out
+
+
 @dataclass(frozen=True)
 class Carried:
     """What is known of each group before the first entry; arrays over groups, zeros and nulls if new."""
@@ -181,21 +214,7 @@ class RateTable:
         """EWMA after each entry; a group starts from what is carried, or 0; unobserved entries change nothing."""
         residual = self.frame[f"_r_{t}"].cast(pl.Float64).to_numpy() / RESIDUAL_ONE
         start = np.flatnonzero(np.diff(self.group, prepend=-1))
-        length = np.diff(np.append(start, self.group.size))
-        longest_first = np.argsort(-length, kind="stable")
-        start, length = start[longest_first], length[longest_first]
-        state = self._carried.ewma[t][longest_first]
-        out = np.empty(residual.size)
-        weight = self.rate.ewma_weight
-        # One pass for the first entries of all groups, one for the second ones, ...
-        for place_ in range(int(length[0]) if length.size else 0):
-            active = int(np.searchsorted(-length, -place_, side="left"))
-            at = start[:active] + place_
-            new = residual[at]
-            state = state[:active]
-            state = np.where(np.isnan(new), state, (1.0 - weight) * state + weight * new)
-            out[at] = state
-        return out
+        return ewma(residual, start, self._carried.ewma[t], self.rate.ewma_weight)
 
     def _newest_observed(self, t: int) -> np.ndarray:
         """Outcome of the newest observed entry of the group up to each entry; what is carried if none."""
