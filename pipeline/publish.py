@@ -18,6 +18,7 @@ from pipeline.serve.export import export
 from pipeline.serve.mlflow_model import log_artifact_model
 from pipeline.serve.scorer import Scorer
 from pipeline.tracking import Tracker, connect, tracking_uri
+from pipeline.train.quiet import quiet_dependencies
 
 REGISTRY_PREFIX = "models:/"
 
@@ -33,6 +34,7 @@ def export_surface(
     console: Console,
 ) -> dict[str, Any]:
     """Export one surface and say what came out; raises as `pipeline.serve.export.export`."""
+    quiet_dependencies()
     info = export(checkpoint, surface, out, dataset=dataset, days=days, dtype=dtype)
     parity = info.read("parity.json")
     worst = max(task["largest_difference"] for task in parity["tasks"].values())
@@ -104,7 +106,8 @@ def open_scorer(artifact: str) -> Scorer:
         raise RegistryError(unknown("alias", alias, ALIASES))
     if Registry(default_home()).get(surface, alias) is None:
         raise RegistryError(
-            f"no version of {name} is {alias} in {tracking_uri(default_home())}; export one with --register"
+            f"no version of {name} is {alias}; make one with `trefoil export --register`, or point "
+            "MLFLOW_TRACKING_URI or TREFOIL_HOME at the registry that has it"
         )
     connect(default_home())
     import mlflow
@@ -124,6 +127,7 @@ def score_file(artifact: str, source: Path, out: Path) -> int:
         ArtifactError, RegistryError: see `open_scorer`.
         DataError: the rows are not what the artifact wants.
     """
+    quiet_dependencies()
     scorer = open_scorer(artifact)
     scores = scorer.score(source)
     names = [c for c in ("request_id", "user_id") if c in pq.read_schema(source).names]

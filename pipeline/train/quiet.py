@@ -10,6 +10,7 @@ _LOGGERS = (
     "torchrec",  # planner hints and events for Meta's own infrastructure
     "torch.fx._symbolic_trace",  # a note to library authors, printed at import
     "torch.distributed.elastic",  # redirect notes
+    "mlflow.pyfunc",  # says that it validates the input example
 )
 # (category, pattern of the message)
 _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
