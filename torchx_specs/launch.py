@@ -133,7 +133,10 @@ def ranks(
     endpoint = "localhost:0" if nodes == 1 else f'"$${{{macros.rank0_env}:-localhost}}:{PORT}"'
     launcher = [
         # Ranks share a node's cores: one thread each unless whoever starts the job says otherwise.
-        'export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}";',
+        'export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"',
+        # torchrun's default is one store for all attempts; ranks that start again then find the addresses that gloo
+        # left there in the attempt before, and hang or fail once more.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1;",
         *("exec", shlex.quote(python), "-m", "torch.distributed.run"),
         *("--nnodes", str(nodes), "--nproc-per-node", str(each), "--max-restarts", str(max_restarts)),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", macros.app_id),
