@@ -99,12 +99,15 @@ def compare(
     reference = _reference(runs, reference)
     aligned = align({name: [run] if isinstance(run, Predictions) else list(run) for name, run in runs.items()})
     first = aligned[reference][0]
+    # Aligned rows are sorted by name; people read surfaces in the order of the reference run.
+    chosen = runs[reference]
+    surfaces = (chosen if isinstance(chosen, Predictions) else chosen[0]).surfaces
     bootstrap = UserBootstrap(first.table[USER_ID].to_numpy(), resamples=resamples, seed=seed)
     tasks = [t for t in first.tasks if all(t in p.tasks for seeds in aligned.values() for p in seeds)]
-    keys = [(name, surface, task) for name in aligned for surface in first.surfaces for task in tasks]
+    keys = [(name, surface, task) for name in aligned for surface in surfaces for task in tasks]
     cells = _samples({key: _parts(aligned[key[0]], *key[1:], bootstrap, daily=daily) for key in keys}, bootstrap)
     others = [name for name in runs if name != reference]
-    macro = {(name, task): _macro([cells[name, s, task] for s in first.surfaces]) for name in runs for task in tasks}
+    macro = {(name, task): _macro([cells[name, s, task] for s in surfaces]) for name in runs for task in tasks}
 
     def score(name: str, surface: str, task: str) -> TaskScore:
         return _score(aligned[name][0], surface, task, _estimates(cells[name, surface, task], level))
@@ -117,8 +120,8 @@ def compare(
 
     return Comparison(
         reference=reference,
-        scores={n: {s: {t: score(n, s, t) for t in tasks} for s in first.surfaces} for n in runs},
-        differences={n: {s: {t: difference(n, s, t) for t in tasks} for s in first.surfaces} for n in others},
+        scores={n: {s: {t: score(n, s, t) for t in tasks} for s in surfaces} for n in runs},
+        differences={n: {s: {t: difference(n, s, t) for t in tasks} for s in surfaces} for n in others},
         macro_auc={n: {t: _estimates(macro[n, t], level)["auc"] for t in tasks} for n in runs},
         macro_auc_differences={n: {t: macro_difference(n, t) for t in tasks} for n in others},
         resamples=resamples,

@@ -16,6 +16,9 @@ from pipeline.evaluate.metrics import LOWER_IS_BETTER, METRICS
 from pipeline.evaluate.predictions import Predictions
 
 MODEL, TRIVIAL, ORACLE = "model", "trivial", "oracle"
+# What a screen shows; the JSON of a run holds every metric.
+PRINTED = ("auc", "ne", "calibration")
+DIFFERENCES = ("auc", "ne", "log_loss")
 _SHOWN = {"auc": "AUC", "ne": "NE", "log_loss": "log loss", "calibration": "calibration", "ece": "ECE"}
 
 
@@ -92,7 +95,7 @@ def scores_table(comparison: Comparison, *, metrics: Sequence[str] = METRICS) ->
     return table
 
 
-def differences_table(comparison: Comparison, *, metrics: Sequence[str] = ("auc", "ne", "log_loss")) -> Table:
+def differences_table(comparison: Comparison, *, metrics: Sequence[str] = DIFFERENCES) -> Table:
     """Paired differences to the reference; green is better and red worse where the interval leaves 0 out."""
     table = Table(title=f"difference to {comparison.reference!r}, paired")
     for heading in ("surface", "task", "metric"):
@@ -110,15 +113,15 @@ def differences_table(comparison: Comparison, *, metrics: Sequence[str] = ("auc"
     return table
 
 
-def print_report(comparison: Comparison, *, console: Console | None = None) -> None:
-    """Print values, and differences where there is more than one run.
+def print_report(comparison: Comparison, *, console: Console | None = None, metrics: Sequence[str] = PRINTED) -> None:
+    """Print values of the given metrics, and differences where there is more than one run.
 
     A terminal gets colours and its own width; a file or pipe gets plain text, as wide as the tables are.
     """
     console = console or Console()
-    tables = [scores_table(comparison)]
+    tables = [scores_table(comparison, metrics=metrics)]
     if comparison.differences:
-        tables.append(differences_table(comparison))
+        tables.append(differences_table(comparison, metrics=[m for m in metrics if m in DIFFERENCES]))
     if not console.is_terminal:
         free = console.options.update(max_width=10_000)
         needed = max(Measurement.get(console, free, table).maximum for table in tables)
