@@ -70,9 +70,10 @@ bench: setup ## every benchmark in its quick form; each prints one JSON object a
 	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick; done
 
-ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:$(PORT)
+ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:5000 or another PORT
+	@mkdir -p "$${TREFOIL_HOME:-runs}"
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$${TREFOIL_HOME:-runs}/mlflow.db}"
+	  --backend-store-uri "sqlite:///$${TREFOIL_HOME:-runs}/mlflow.db"
 
 clean: ## remove the environment, the demo and what tools left behind
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
