@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,16 @@ def raw_ids(dataset: Dataset, vocabulary: str) -> dict[str, int]:
     return dict(table.select("key", "id").iter_rows())
 
 
-def random_log(seed: int, events: int, *, users: int = 3, days: int = 3, minutes: int = 30) -> pl.DataFrame:
+def random_log(
+    seed: int, events: int, *, users: int = 3, days: int = 3, minutes: int = 30, items: Sequence[str] = "abcd"
+) -> pl.DataFrame:
     """A log with many equal times, three raw surfaces (one not mapped) and outcomes that are often null."""
     g = np.random.default_rng(seed)
     day = g.integers(0, days, events)
     return pl.DataFrame(
         {
             "user": g.integers(1, users + 1, events),
-            "item": g.choice(["a", "b", "c", "d"], events),
+            "item": g.choice(list(items), events),
             "time": 10_000 * DAY + day * DAY + g.integers(0, 2 * minutes, events) * (MINUTE // 2),
             "tab": g.choice(["h", "s", "z"], events),
             "click": [None if x == 2 else int(x) for x in g.integers(0, 3, events)],

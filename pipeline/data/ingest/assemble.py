@@ -19,7 +19,7 @@ from pipeline.errors import DataError
 from pipeline.schema import REQUEST_ID, TIMESTAMP_MS, USER_ID, WEIGHT, DatasetSchema, Level
 
 _CHUNK_BYTES = 16 << 20  # requests made into lists at a time take about this much
-_FILE_BYTES = 64 << 20  # requests of one file of the log take about this much in memory
+_FILE_BYTES = 24 << 20  # requests of one file of the log take about this much in memory
 _ID_BITS = 40  # a request's id is its day times 2**40 plus its rank in (surface, day)
 
 
@@ -137,6 +137,7 @@ def merge(spec: IngestSpec, buckets: list[Path], writer: LogWriter, progress: Ca
                 table = table.set_column(0, table.schema.field(0), ids)
                 number += table.num_rows
             writer.write(surface, date, table)
+            del table  # not to hold two files' rows at a time
 
 
 def _column(path: Path, name: str) -> np.ndarray:
@@ -151,7 +152,9 @@ def _cuts(times: np.ndarray, size: int) -> list[tuple[int, int]]:
 
 def _between(paths: list[Path], low: int, high: int) -> pa.Table:
     span = (pc.field(TIMESTAMP_MS) >= low) & (pc.field(TIMESTAMP_MS) < high)
-    table = pa.concat_tables([pq.read_table(p, partitioning=None, filters=span) for p in paths]).combine_chunks()
+    parts = [pq.read_table(p, partitioning=None, filters=span, use_threads=False) for p in paths]
+    table = pa.concat_tables(parts).combine_chunks()
+    del parts
     # A user's rows all come from one bucket, in order: a stable sort makes the result the same for any buckets.
     order = np.lexsort((np.arange(table.num_rows), table[USER_ID].to_numpy(), table[TIMESTAMP_MS].to_numpy()))
     return table.take(pa.array(order))

@@ -20,7 +20,7 @@ from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter
 from pipeline.errors import ConfigError, DataError
 
 _SAMPLE_BYTES = 1 << 20
-_FIXED_BYTES = 300 << 20  # interpreter, libraries, side tables, buffers of Parquet
+_FIXED_BYTES = 450 << 20  # interpreter, libraries, buffers of reading and writing, small side tables
 
 
 def ingest(
