@@ -49,7 +49,7 @@ MAX_REQUESTS = 256
 # Sizes of the example that is traced; any but 0 and 1 and each other serve.
 _EXAMPLE_CANDIDATES, _EXAMPLE_HISTORY = (5, 3, 7), (4, 9, 6)
 _MADE_UP_REQUESTS = 64
-_LIBRARIES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
+_LIBRARIES = ("trefoil", "torch", "torchrec")
 
 
 def export(
@@ -299,10 +299,5 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    def version(name: str) -> str | None:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    return {name: found for name in _LIBRARIES if (found := version(name)) is not None}
+    """Public versions of the libraries that the program needs."""
+    return {name: importlib.metadata.version(name).partition("+")[0] for name in _LIBRARIES}

@@ -96,9 +96,9 @@ def model_signature(signature: Signature) -> ModelSignature:
     absent, are declared as of any type: the scorer checks them more closely than MLflow could.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, Schema
+    from mlflow.types.schema import ColSpec, DataType, Schema, TensorSpec
 
-    columns = [ColSpec(DataType.long, REQUEST_ID, required=False)]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.long, REQUEST_ID, required=False)]
     for level in Level:
         for name, of in signature.columns(level).items():
             flat = of.value_type if level is Level.CANDIDATE else of

@@ -158,7 +158,7 @@ def _group(
             raise DataError(
                 "the column holds nulls; rows without a request cannot be scored", file=source, column=REQUEST_ID
             )
-        keys = frame.select().with_columns(pl.Series(REQUEST_ID, pl.from_arrow(table[REQUEST_ID].combine_chunks())))
+        keys = pl.DataFrame(pl.Series(REQUEST_ID, table[REQUEST_ID].combine_chunks()))
     else:
         keys = frame
     rows = pl.Series("row", np.arange(table.num_rows))
