@@ -178,7 +178,7 @@ class RunConfig:
     tasks: tuple[str, ...]
     """Labels to predict."""
     exclude: tuple[str, ...] = ()
-    """Features of the log to leave out; history_item leaves out the history."""
+    """Features of the log to leave out, by name or pattern (*_rate_*); history_item leaves out the history."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Weight of a task's loss; 1 where not named."""
     seed: int = 0

@@ -8,6 +8,7 @@ they belong to. See docs/architecture.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from pipeline.errors import SchemaError, unknown
 from pipeline.schema import HISTORY_ITEM, DatasetSchema, Kind, Level
@@ -77,7 +78,8 @@ def feature_layout(
         schema: what the log holds.
         surfaces: the model's surfaces; their order is the order of rows in a batch.
         tasks: the label columns that the model predicts.
-        exclude: features to leave out (`history_item` leaves out the whole history).
+        exclude: features to leave out, by name or shell pattern such as `*_rate_*` (`history_item` leaves out the
+            whole history).
 
     Raises:
         SchemaError: an unknown surface, task or feature; or a feature that an EmbeddingCollection cannot hold.
@@ -87,13 +89,12 @@ def feature_layout(
     for task in tasks:
         if task not in schema.tasks:
             raise SchemaError(unknown("task", task, schema.tasks))
-    for name in exclude:
-        schema.feature(name)
-    drop_history = HISTORY_ITEM in exclude
+    excluded = _matching(schema, exclude)
+    drop_history = HISTORY_ITEM in excluded
     used = [
         f
         for f in schema.features
-        if f.name not in exclude
+        if f.name not in excluded
         and not (drop_history and f.level is Level.HISTORY)
         and any(s in surfaces for s in f.surfaces)
     ]
@@ -137,3 +138,15 @@ def feature_layout(
         history_numeric=names(Level.HISTORY, Kind.NUMERIC),
         vocabularies={f.name: f.vocabulary or "" for f in categorical},
     )
+
+
+def _matching(schema: DatasetSchema, patterns: tuple[str, ...]) -> frozenset[str]:
+    """Features named by the patterns; a pattern that names none is an error."""
+    names = [f.name for f in schema.features]
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = [n for n in names if fnmatchcase(n, pattern)]
+        if not found:
+            raise SchemaError("exclude: " + unknown("feature", pattern, names))
+        matched.update(found)
+    return frozenset(matched)

@@ -176,6 +176,13 @@ def test_damaged_configurations_name_the_field() -> None:
         config_from_json(text, source="config.json")
 
 
+def test_features_are_left_out_by_pattern(dataset: Dataset) -> None:
+    layout = plan_of(dataset, exclude=("p*", "query")).layout
+    assert "price" not in layout.features
+    assert "query" not in layout.features
+    assert {"user", "country", "match"} <= layout.features
+
+
 def test_days_are_split_by_time(dataset: Dataset) -> None:
     split = split_days(dataset, DaysConfig(validation=0, test=1))
     assert (split.train, split.validation, split.test) == (("2026-01-01",), (), ("2026-01-02",))
