@@ -1,11 +1,13 @@
 """From blocks of requests to the tensors of a batch: the one place where logs become model inputs.
 
-Two steps. `prepare` turns the columns of a block into entries of the shape that a batch wants (ids to bags, numbers
-to matrices, times to ages), once for many requests. `join_inputs` and `join_batch` put slices of prepared
-blocks one after another, surface by surface; they are all that a batch costs.
+Two steps. `prepare` packs the columns of a block into a few tensors (ids and numbers of a level to one matrix, times
+to ages), once for many requests; these few are shuffled and cut. `join_inputs` and `join_batch` put pieces
+of prepared blocks one after another, surface by surface, which is all that a batch costs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from components.inputs import ModelInputs
 from pipeline.data.batch import Batch
-from pipeline.data.block import Jagged, RequestBlock
+from pipeline.data.block import ABSENT, Jagged, RequestBlock
 from pipeline.data.layout import FeatureLayout
 from pipeline.schema import (
     HISTORY_ACTION,
@@ -27,102 +29,107 @@ from pipeline.schema import (
 
 # The least age of an event, in seconds: an age enters the model by its logarithm.
 LEAST_AGE_S = 1e-3
-# Entries of a prepared block that are no columns of a log; a column cannot have such a name by accident.
-_NUMERIC, _LABELS, _AGE = "<numeric>", "<labels>", "<age>"
+# Entries of a prepared block. Matrices have one column for each name, absent ids are -1, absent numbers NaN.
+_IDS, _NUMBERS, _CODES, _AGE = "<ids>", "<numbers>", "<codes>", "<age>"
+_IDENTITY = (REQUEST_ID, USER_ID, TIMESTAMP_MS)
+_SURFACE_BITS = 8  # of an entry of _CODES; the rest is the action
+
+# Values and lengths of one key, each in pieces.
+_Pieces = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 
-def prepare(block: RequestBlock, layout: FeatureLayout) -> RequestBlock:
-    """The same requests, with entries of the shape that a batch wants.
+def prepare(block: RequestBlock, layout: FeatureLayout, id_type: torch.dtype = torch.int64) -> RequestBlock:
+    """The same requests in few tensors.
 
     Args:
         block: as `block_from_arrow` makes it; without labels, it serves `join_inputs` alone.
         layout: which column goes where.
+        id_type: of ids of candidates and events; int32 halves what is moved where all ids fit.
     """
     scalars, candidates = block.scalars, block.candidates
-    counted = block.candidate_counts
-    total = int(counted.sum())
-    rows = {k: scalars[k] for k in (REQUEST_ID, USER_ID, TIMESTAMP_MS) if k in scalars}
-    rows[_NUMERIC] = _matrix(scalars, layout.request_numeric, len(block))
-    per_candidate = {k: candidates[k] for k in layout.candidate_sequences}
-    per_candidate[_NUMERIC] = _matrix(candidates, layout.candidate_numeric, total)
-    if all(t in candidates for t in layout.tasks):
-        per_candidate[_LABELS] = _matrix(candidates, layout.tasks, total)
-        per_candidate[WEIGHT] = candidates[WEIGHT] if WEIGHT in candidates else torch.ones(total)
+    counts = block.candidate_counts
+    total = int(counts.sum())
+    labelled = (*layout.tasks, WEIGHT) if all(t in candidates for t in layout.tasks) else ()
+    weights = {} if WEIGHT in candidates else {WEIGHT: torch.ones(total)}
+    lists = {k: block.lists[k] for k in layout.request_bags if k in block.lists}
+    candidate_lists = {k: block.candidate_lists[k] for k in layout.candidate_bags if k in block.candidate_lists}
     return RequestBlock(
-        rows,
-        {k: _bag(scalars, block.lists, k, len(block)) for k in layout.request_bags + layout.request_sequences},
-        counted,
-        per_candidate,
-        {k: _bag(candidates, block.candidate_lists, k, total) for k in layout.candidate_bags},
-        block.history_lengths if layout.has_history else torch.zeros_like(counted),
-        _history(block, layout),
+        {
+            _IDS: _matrix(scalars, _IDENTITY + layout.request_bags + layout.request_sequences, len(block), torch.int64),
+            _NUMBERS: _matrix(scalars, layout.request_numeric, len(block), torch.float32),
+        },
+        lists,
+        counts,
+        {
+            _IDS: _matrix(candidates, layout.candidate_bags + layout.candidate_sequences, total, id_type),
+            _NUMBERS: _matrix(candidates | weights, layout.candidate_numeric + labelled, total, torch.float32),
+        },
+        candidate_lists,
+        block.history_lengths if layout.has_history else torch.zeros_like(counts),
+        _history(block, layout, id_type) if layout.has_history else {},
     )
 
 
-def _history(block: RequestBlock, layout: FeatureLayout) -> dict[str, Tensor]:
-    if not layout.has_history:
-        return {}
+def _history(block: RequestBlock, layout: FeatureLayout, id_type: torch.dtype) -> dict[str, Tensor]:
     history = block.history
     times = history[HISTORY_TIME_MS]
     now = torch.repeat_interleave(block.scalars[TIMESTAMP_MS], block.history_lengths, output_size=times.numel())
-    return {
-        **{k: history[k] for k in layout.history_sequences},
-        # Eight bits suffice, yet rows are moved in words of 32 and more.
-        HISTORY_ACTION: history[HISTORY_ACTION].int(),
-        HISTORY_SURFACE: history[HISTORY_SURFACE].int(),
-        # Differences of milliseconds are exact in double precision, not in single.
-        _AGE: ((now - times).double() / 1000).clamp_min_(LEAST_AGE_S).float(),
-        _NUMERIC: _matrix(history, layout.history_numeric, times.numel()),
-    }
+    prepared = {k: history[k].to(id_type) for k in layout.history_sequences}
+    prepared[_CODES] = (history[HISTORY_ACTION].int() << _SURFACE_BITS) + history[HISTORY_SURFACE]
+    prepared[_AGE] = (now - times).float().mul_(1e-3).clamp_min_(LEAST_AGE_S)
+    if layout.history_numeric:
+        prepared[_NUMBERS] = _matrix(history, layout.history_numeric, times.numel(), torch.float32)
+    return prepared
 
 
-def _matrix(columns: dict[str, Tensor], names: tuple[str, ...], rows: int) -> Tensor:
-    """[rows, names], NaN where there is no such column."""
-    if not names or not all(n in columns for n in names):
-        out = torch.full((rows, len(names)), float("nan"))
-        for j, name in enumerate(names):
-            if name in columns:
-                out[:, j] = columns[name]
-        return out
-    return torch.stack([columns[n] for n in names], dim=1)
-
-
-def _bag(single: dict[str, Tensor], several: dict[str, Jagged], name: str, rows: int) -> Jagged:
-    """Ids of a feature, any number a row; none where the surface lacks it."""
-    if name in several:
-        return several[name]
-    if name not in single:
-        return Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64))
-    values = single[name]
-    there = values >= 0
-    return Jagged(values if bool(there.all()) else values[there], there.long())
+def _matrix(columns: dict[str, Tensor], names: tuple[str, ...], rows: int, dtype: torch.dtype) -> Tensor:
+    """[rows, names]; absent where there is no such column."""
+    out = torch.empty(rows, len(names), dtype=dtype)
+    for j, name in enumerate(names):
+        out[:, j] = columns.get(name, torch.nan if dtype.is_floating_point else ABSENT)
+    return out
 
 
 def join_inputs(parts: list[RequestBlock], layout: FeatureLayout) -> ModelInputs:
     """Model inputs of prepared requests, one block for each surface of the layout, in its order."""
+    return _join(parts, layout)[0]
+
+
+def _join(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[ModelInputs, Tensor]:
+    """Model inputs, and the candidates' numbers, labels and weights as one matrix."""
     requests = [len(p) for p in parts]
-    candidates = [p.candidates[_NUMERIC].shape[0] for p in parts]
+    candidates = [p.candidates[_IDS].shape[0] for p in parts]
     counts = torch.cat([p.candidate_counts for p in parts])
     lengths = torch.cat([p.history_lengths for p in parts])
     total = sum(candidates)
-    sequences = [([p.history[k] for p in parts], [lengths]) for k in layout.history_sequences]
-    sequences += [_pieces(parts, k, "lists") for k in layout.request_sequences]
-    sequences += [([p.candidates[k] for p in parts], [counts]) for k in layout.candidate_sequences]
-    has_history = layout.has_history
-    return ModelInputs(
+    ids = torch.cat([p.scalars[_IDS] for p in parts])[:, len(_IDENTITY) :]
+    candidate_ids = torch.cat([p.candidates[_IDS] for p in parts])
+    bags, candidate_bags = len(layout.request_bags), len(layout.candidate_bags)
+    action, surface, age, numeric = _events(parts, layout)
+    sequences: list[_Pieces] = [([p.history[k] for p in parts], [lengths]) for k in layout.history_sequences]
+    sequences += _bags(ids[:, bags:], layout.request_sequences, [p.lists for p in parts], requests)
+    sequences += [([column], [counts]) for column in candidate_ids[:, candidate_bags:].unbind(1)]
+    numbers = torch.cat([p.candidates[_NUMBERS] for p in parts])
+    inputs = ModelInputs(
         request_ids=_keyed(
-            [_pieces(parts, k, "lists") for k in layout.request_bags], layout.request_bags, sum(requests)
+            _bags(ids[:, :bags], layout.request_bags, [p.lists for p in parts], requests),
+            layout.request_bags,
+            sum(requests),
         ),
         candidate_ids=_keyed(
-            [_pieces(parts, k, "candidate_lists") for k in layout.candidate_bags], layout.candidate_bags, total
+            _bags(
+                candidate_ids[:, :candidate_bags], layout.candidate_bags, [p.candidate_lists for p in parts], candidates
+            ),
+            layout.candidate_bags,
+            total,
         ),
         sequence_ids=_keyed(sequences, layout.sequence_keys, sum(requests)),
-        history_action=_codes(parts, HISTORY_ACTION) if has_history else torch.empty(0, dtype=torch.int64),
-        history_surface=_codes(parts, HISTORY_SURFACE) if has_history else torch.empty(0, dtype=torch.int64),
-        history_age=torch.cat([p.history[_AGE] for p in parts]) if has_history else torch.empty(0),
-        history_numeric=torch.cat([p.history[_NUMERIC] for p in parts]) if has_history else torch.empty(0, 0),
-        request_numeric=torch.cat([p.scalars[_NUMERIC] for p in parts]),
-        candidate_numeric=torch.cat([p.candidates[_NUMERIC] for p in parts]),
+        history_action=action,
+        history_surface=surface,
+        history_age=age,
+        history_numeric=numeric,
+        request_numeric=torch.cat([p.scalars[_NUMBERS] for p in parts]),
+        candidate_numeric=numbers[:, : len(layout.candidate_numeric)].contiguous(),
         candidate_counts=counts,
         request_of_candidate=torch.repeat_interleave(torch.arange(counts.numel()), counts, output_size=total),
         history_slots=torch.arange(int(lengths.max()) if lengths.numel() else 0),
@@ -131,22 +138,34 @@ def join_inputs(parts: list[RequestBlock], layout: FeatureLayout) -> ModelInputs
         requests_per_surface=requests,
         candidates_per_surface=candidates,
     )
+    return inputs, numbers
+
+
+def _events(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Actions, surfaces, ages and numbers of all events."""
+    if not layout.has_history:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 0)
+    codes = torch.cat([p.history[_CODES] for p in parts])
+    age = torch.cat([p.history[_AGE] for p in parts])
+    numeric = torch.cat([p.history[_NUMBERS] for p in parts]) if layout.history_numeric else age.new_empty(len(age), 0)
+    return (codes >> _SURFACE_BITS).long(), (codes & ((1 << _SURFACE_BITS) - 1)).long(), age, numeric
 
 
 def join_batch(parts: list[RequestBlock], layout: FeatureLayout) -> Batch:
     """A batch of prepared requests with labels; see `join_inputs`."""
-    labels = torch.cat([p.candidates[_LABELS] for p in parts])
-    weights = torch.cat([p.candidates[WEIGHT] for p in parts])
+    inputs, numbers = _join(parts, layout)
+    labels, weights = numbers[:, len(layout.candidate_numeric) : -1], numbers[:, -1].contiguous()
     mask = ~labels.isnan()
+    identity = torch.cat([p.scalars[_IDS][:, : len(_IDENTITY)] for p in parts]).t().contiguous()
     return Batch(
-        inputs=join_inputs(parts, layout),
-        labels=labels.nan_to_num_(0.0),
+        inputs=inputs,
+        labels=labels.nan_to_num(0.0),
         label_mask=mask,
         weights=weights,
-        request_id=torch.cat([p.scalars[REQUEST_ID] for p in parts]),
-        user_id=torch.cat([p.scalars[USER_ID] for p in parts]),
-        timestamp_ms=torch.cat([p.scalars[TIMESTAMP_MS] for p in parts]),
-        task_normalizer=(mask * weights[:, None]).sum(0),
+        request_id=identity[0],
+        user_id=identity[1],
+        timestamp_ms=identity[2],
+        task_normalizer=mask.float().t() @ weights,
     )
 
 
@@ -165,21 +184,38 @@ def assemble_batch(blocks: dict[str, RequestBlock], layout: FeatureLayout) -> Ba
     return join_batch([prepare(blocks[s], layout) for s in layout.surfaces], layout)
 
 
-def _codes(parts: list[RequestBlock], name: str) -> Tensor:
-    return torch.cat([p.history[name] for p in parts]).long()
+def _bags(single: Tensor, names: tuple[str, ...], several: list[dict[str, Jagged]], rows: list[int]) -> list[_Pieces]:
+    """Ids of features, any number a row: lists as they are, else zero or one from the matrix [rows, names]."""
+    if not names:
+        return []
+    listed = [any(name in lists for lists in several) for name in names]
+    # Key by key, as the batch wants it; features that come as lists are no columns of it.
+    kept = [column for column, is_list in zip(single.unbind(1), listed, strict=True) if not is_list]
+    columns = torch.stack(kept) if kept else single.new_empty(0, single.shape[0])
+    there = columns >= 0
+    values = columns.view(-1) if bool(there.all()) else columns[there]
+    lengths = there.long()
+    from_matrix = zip(values.split(lengths.sum(1).tolist()), lengths, strict=True)
+    found: list[_Pieces] = []
+    for name, is_list in zip(names, listed, strict=True):
+        if is_list:
+            pieces = [
+                lists.get(name) or Jagged(values[:0], torch.zeros(n, dtype=torch.int64))
+                for lists, n in zip(several, rows, strict=True)
+            ]
+            found.append(([p.values for p in pieces], [p.lengths for p in pieces]))
+        else:
+            column, ones = next(from_matrix)
+            found.append(([column], [ones]))
+    return found
 
 
-def _pieces(parts: list[RequestBlock], name: str, where: str) -> tuple[list[Tensor], list[Tensor]]:
-    found: list[Jagged] = [getattr(p, where)[name] for p in parts]
-    return [j.values for j in found], [j.lengths for j in found]
-
-
-def _keyed(columns: list[tuple[list[Tensor], list[Tensor]]], keys: tuple[str, ...], stride: int) -> KeyedJaggedTensor:
-    """Values and lengths of each key, given in pieces, copied once."""
+def _keyed(columns: list[_Pieces], keys: tuple[str, ...], stride: int) -> KeyedJaggedTensor:
+    """All pieces one after another, key by key."""
     nothing = torch.empty(0, dtype=torch.int64)
     return KeyedJaggedTensor(
         keys=list(keys),
         values=torch.cat([piece for values, _ in columns for piece in values] or [nothing]).long(),
-        lengths=torch.cat([piece for _, lengths in columns for piece in lengths] or [nothing]),
+        lengths=torch.cat([piece for _, lengths in columns for piece in lengths] or [nothing]).long(),
         stride=stride,
     )

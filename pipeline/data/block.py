@@ -82,7 +82,8 @@ class Jagged:
 
     def slice(self, start: int, stop: int) -> Jagged:
         """Rows [start, stop) as views."""
-        return Jagged(self.values[self.starts[start] : self.starts[stop]], self.lengths[start:stop])
+        first, last = self.starts[start].item(), self.starts[stop].item()
+        return Jagged(self.values[first:last], self.lengths[start:stop])
 
     def take(self, rows: Tensor) -> Jagged:
         """The given rows (int32), in the given order."""
@@ -155,8 +156,8 @@ class RequestBlock:
         """Rows [start, stop) as views; like slices of lists, it ends where the rows end."""
         stop = min(stop, len(self))
         start = min(start, stop)
-        c0, c1 = self._candidate_starts[start], self._candidate_starts[stop]
-        h0, h1 = self._history_starts[start], self._history_starts[stop]
+        c0, c1 = self._candidate_starts[start].item(), self._candidate_starts[stop].item()
+        h0, h1 = self._history_starts[start].item(), self._history_starts[stop].item()
         return RequestBlock(
             {k: v[start:stop] for k, v in self.scalars.items()},
             {k: v.slice(start, stop) for k, v in self.lists.items()},

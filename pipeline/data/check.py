@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.data.block import one_array
 from pipeline.data.logs import arrow_schema
@@ -186,18 +185,19 @@ def _numbers(flat: pa.Array) -> np.ndarray:
 def _id_faults(flat: pa.Array, size: int, what: str, column: str, at: _Where) -> Iterator[DataError]:
     if len(flat) == flat.null_count:
         return
-    bounds = pc.min_max(flat).as_py()
-    if bounds["min"] < 0 or bounds["max"] >= size:
-        bad = bounds["min"] if bounds["min"] < 0 else bounds["max"]
+    values = _numbers(flat)
+    # Seen as unsigned, a negative id is larger than any size: one pass finds both kinds.
+    if int(values.view(f"u{values.dtype}").max()) >= size:
+        bad = int(values.min()) if values.min() < 0 else int(values.max())
         yield at.error(f"the column holds {bad}; {what} lie in [0, {size})", column)
 
 
 def _range_faults(flat: pa.Array, low: float, high: float, what: str, column: str, at: _Where) -> Iterator[DataError]:
     values = _numbers(flat)
-    # A comparison with NaN is false, so the sound values are those that pass both.
-    sound = (values >= low) & (values <= high) & (values < np.inf)
-    if not sound.all():
-        yield at.error(f"the column holds {what} {values[~sound][0]}; it must lie in [{low:g}, {high:g}]", column)
+    # A comparison with NaN is false, and the extremes of values with a NaN are NaN.
+    if values.size and not (low <= values.min() and values.max() <= high and values.max() < np.inf):
+        wrong = values[~((values >= low) & (values <= high) & (values < np.inf))][0]
+        yield at.error(f"the column holds {what} {wrong}; it must lie in [{low:g}, {high:g}]", column)
 
 
 def _history_time_faults(

@@ -87,13 +87,16 @@ class RowGroups:
         self.left_out = left_out
         files = [f for p in dataset.partitions(surface, days) for f in p.files]
         self.columns = columns_of(self.schema, surface, layout.features, layout.tasks)
+        self._expected = arrow_schema(self.schema, surface)
         self.rows = tuple(n for f in files for n in f.row_group_rows)
         self._index = [(f.path, g) for f in files for g in range(len(f.row_group_rows))]
+        sizes = [v.size for v in self.schema.vocabularies]
+        self._id_type = torch.int32 if max(sizes, default=0) < 2**31 else torch.int64
         self._history_length = min(config.history_length or self.schema.history_length, self.schema.history_length)
 
     def empty(self) -> RequestBlock:
         """A prepared block without a request."""
-        return self._prepared(arrow_schema(self.schema, self.surface).empty_table().select(self.columns))
+        return self._prepared(self._expected.empty_table().select(self.columns))
 
     def read(self, units: Iterable[int]) -> dict[int, RequestBlock]:
         """All requests of row groups, prepared; those in quarantine are empty. Each file is opened once.
@@ -108,7 +111,8 @@ class RowGroups:
         for path, own in by_file.items():
             try:
                 with closing(open_parquet(self.root, path)) as file:
-                    check_columns(file.schema_arrow, self.schema, self.surface, self.columns, file=path)
+                    if not file.schema_arrow.equals(self._expected):
+                        check_columns(file.schema_arrow, self.schema, self.surface, self.columns, file=path)
                     for unit in own:
                         found[unit] = self._read_one(file, unit)
             except DataError as fault:
@@ -127,7 +131,7 @@ class RowGroups:
         return self._prepared(table)
 
     def _prepared(self, table: pa.Table) -> RequestBlock:
-        return prepare(newest(block_from_arrow(table, self.schema), self._history_length), self.layout)
+        return prepare(newest(block_from_arrow(table, self.schema), self._history_length), self.layout, self._id_type)
 
     def _quarantine(self, unit: int, fault: DataError) -> RequestBlock:
         if self.config.bad_input == "raise":
