@@ -34,7 +34,14 @@ from pipeline.serve.artifact import (
     write_manifest,
 )
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.program import ServingModel, export_program, input_specs, serving_tensors
+from pipeline.serve.program import (
+    ServingModel,
+    compile_program,
+    export_program,
+    input_specs,
+    save_program,
+    serving_tensors,
+)
 from pipeline.serve.rows import to_requests
 from pipeline.serve.scorer import Scorer, load_program
 from pipeline.serve.signature import Signature, served_schema, signature_to_json
@@ -168,9 +175,9 @@ class _Job:
         block = to_requests(rows, replace(self.signature, history_length=max(_EXAMPLE_HISTORY)), "the example").block
         example = serving_tensors(assemble_inputs({surface: block}, layout), layout)
         program = export_program(served, example)
-        torch.export.save(program, self.folder / MODEL)
         if compile:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(self.folder / COMPILED))
+            compile_program(program, self.folder / COMPILED)
+        save_program(program, self.folder / MODEL)
         self.served = {
             "tables": _table_sizes(task),
             "dense_parameters": sum(p.numel() for p in served.body.parameters()),

@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -230,10 +231,18 @@ def export_program(model: ServingModel, example: dict[str, Tensor]) -> ExportedP
     """
     shapes = ({name: {_AXES[name][0]: Dim.AUTO} for name in example},)
     with _exporting():
-        program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
-    # The example would be saved as a pickle.
+        return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+
+
+def compile_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program as native code (AOTInductor); takes tens of seconds and needs a C++ compiler."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program without its example, which torch.export would save as a pickle."""
     program.example_inputs = None
-    return program
+    torch.export.save(program, path)
 
 
 @contextmanager

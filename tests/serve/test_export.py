@@ -212,7 +212,7 @@ def test_packed_is_plain_for_other_models(log: Dataset, name: str, surface: str)
 def test_other_models_export(log: Dataset, name: str) -> None:
     served, signature, plain = built(log, variants()[name], "sr")
     tensors = serving_tensors(example_of(signature, [5, 3, 7], [4, 9, 6]), signature.layout)
-    program = export_program(served, tensors).module()
+    program = export_program(served, tensors).module(check_guards=False)
     with torch.no_grad():
         for candidates, history in (([1], [0]), ([1], [3]), ([200], [10]), ([3] * 16, [10] * 16)):
             inputs = example_of(signature, candidates, history)
