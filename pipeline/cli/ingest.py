@@ -24,6 +24,12 @@ class Args:
     """Parameters of the spec, each written name=value."""
     out: Path
     """Folder to write; must not yet hold a log."""
+    keep_state: bool = False
+    """Keep what later days need, so that they can be ingested on their own."""
+    previous: Path | None = None
+    """Log of the days before, written with --keep-state; only later days are ingested."""
+    memory_gb: float = 4.0
+    """Memory to stay within, roughly."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -37,7 +43,15 @@ def main(argv: list[str]) -> int:
         if not equals:
             raise ConfigError(f"parameter {text!r} is not written name=value, such as root=path/to/logs")
         params[name] = value
-    dataset = ingest(args.spec, args.out, params)
+    dataset = ingest(
+        args.spec,
+        args.out,
+        params,
+        progress=lambda text: out.print(text, style="dim"),
+        previous=args.previous,
+        keep_state=args.keep_state,
+        memory_gb=args.memory_gb,
+    )
     sizes = {s: sum(p.requests for p in dataset.partitions(s)) for s in dataset.schema.surfaces}
     shown = sum(p.impressions for p in dataset.description.partitions)
     out.print(f"wrote {args.out}: {sum(sizes.values()):,} requests, {shown:,} impressions, {len(dataset.days)} days")
