@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     out = console(args.json)
     found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     problems = [f"{name} is not installed; run `make setup`" for name, v in found.items() if v is None]
-    notes = []
+    notes: list[str] = []
     if not problems:
         problems, notes = _devices()
     for name, v in found.items():

@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
 
     if args.nproc < 1:
         raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
+    if args.run_dir is None and job.is_worker():
+        raise ConfigError("give --run-dir: ranks that a launcher starts must agree on the folder of the run")
     folder = args.run_dir or _new_folder(args.config)
     if not job.is_worker() and args.nproc > 1:
         return _launch(argv, args.nproc, folder if args.run_dir is None else None)
