@@ -49,7 +49,7 @@ _AXES = {
     "candidate_numeric": (0, "C"),  # float32 [C, N], NaN = absent
     "candidate_counts": (0, "R"),  # int64 [R]
     "request_of_candidate": (0, "C"),  # int64 [C]
-    "history_slots": (0, "L"),  # int64 [L], 0..L-1
+    "history_slots": (0, "L"),  # int64 [L], 0..L-1; L at least 1
     "candidate_slots": (0, "M"),  # int64 [M], 0..M-1
 }
 
@@ -115,7 +115,8 @@ def serving_tensors(inputs: ModelInputs, layout: FeatureLayout) -> dict[str, Ten
         "candidate_numeric": inputs.candidate_numeric,
         "candidate_counts": inputs.candidate_counts,
         "request_of_candidate": inputs.request_of_candidate,
-        "history_slots": inputs.history_slots,
+        # One empty slot where no request has an event: compiled code divides by this length.
+        "history_slots": inputs.history_slots if inputs.history_slots.numel() else torch.zeros(1, dtype=torch.int64),
         "candidate_slots": inputs.candidate_slots,
     }
     return {name: tensors[name] for name in input_names(layout)}

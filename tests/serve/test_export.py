@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from torch.export import ExportedProgram
@@ -21,7 +22,7 @@ from pipeline.serve import export as exporting
 from pipeline.serve import parity
 from pipeline.serve.artifact import ArtifactInfo
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.export import export
+from pipeline.serve.export import export, trainer_scores
 from pipeline.serve.program import ServingModel, export_program, serving_tensors
 from pipeline.serve.rows import to_requests
 from pipeline.serve.scorer import Scorer
@@ -222,8 +223,13 @@ def test_other_models_export(log: Dataset, name: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_scores_as_the_trainer(checkpoint: Path, log: Dataset, tmp_path: Path) -> None:
-    """The parity gate runs on the compiled program; small shapes must do too."""
-    info = export(checkpoint, "sr", tmp_path / "out", dataset=log, dtype="fp32", compile=True)
-    scorer = Scorer.open(info)
-    table = made_up_requests(info.signature.schema, "sr", candidates=[1], history=[0])
-    assert 0 < scorer.score(table)["click"][0].as_py()[0] < 1
+    """The parity gate runs on the compiled program; shapes that held-out rows lack must do too."""
+    info = export(checkpoint, "rp", tmp_path / "out", dataset=log, dtype="fp32", compile=True)
+    scorer, state = Scorer.open(info), checkpoints.read_state(checkpoint)
+    for candidates, history in (([1], [0]), ([1], [1]), ([200], [10]), ([3] * 16, [0] * 16)):
+        table = made_up_requests(info.signature.schema, "rp", candidates=candidates, history=history)
+        nothing = pa.nulls(len(candidates), pa.int64())
+        for rows in (table, table.set_column(table.column_names.index("related_item"), "related_item", nothing)):
+            block = to_requests(rows, info.signature, "rows").block
+            trainer, _ = trainer_scores(checkpoint, state, "rp", block)
+            np.testing.assert_allclose(scorer.score_block(block), trainer, atol=1e-6)
