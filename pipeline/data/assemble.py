@@ -8,6 +8,7 @@ of prepared blocks one after another, surface by surface, which is all that a ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -152,7 +153,9 @@ def _events(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[Tensor, T
 
 
 def join_batch(parts: list[RequestBlock], layout: FeatureLayout) -> Batch:
-    """A batch of prepared requests with labels; see `join_inputs`."""
+    """A batch of prepared requests with labels; see `join_inputs`. Without a request it gets an inert one."""
+    if not any(len(p) for p in parts):
+        parts = [_inert(parts[0]), *parts[1:]]
     inputs, numbers = _join(parts, layout)
     labels, weights = numbers[:, len(layout.candidate_numeric) : -1], numbers[:, -1].contiguous()
     mask = ~labels.isnan()
@@ -166,6 +169,22 @@ def join_batch(parts: list[RequestBlock], layout: FeatureLayout) -> Batch:
         user_id=identity[1],
         timestamp_ms=identity[2],
         task_normalizer=mask.float().t() @ weights,
+    )
+
+
+def _inert(empty: RequestBlock) -> RequestBlock:
+    """A request without user, candidates or history, for a rank that has none: TorchRec cannot exchange batches of no
+    rows, and without candidates no loss and no metric sees it. Its request_id is -1."""
+    nothing = torch.zeros(1, dtype=torch.int64)
+    return replace(
+        empty,
+        scalars={
+            k: v.new_full((1, v.shape[1]), torch.nan if v.is_floating_point() else ABSENT)
+            for k, v in empty.scalars.items()
+        },
+        lists={k: Jagged(j.values, nothing) for k, j in empty.lists.items()},
+        candidate_counts=nothing,
+        history_lengths=nothing,
     )
 
 
