@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine, the commit, the result's shape, medians of interleaved runs."""
+"""What benchmarks share: the one JSON object that each prints as its last line, and fair comparison."""
 
 from __future__ import annotations
 
@@ -7,47 +7,55 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 
-def commit() -> str:
-    """The commit that is measured, with a mark if files differ from it."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
+class Report:
+    """`{"benchmark", "commit", "machine", "settings", "figures"}`.
+
+    Args:
+        name: of the benchmark.
+        settings: a dataclass or mapping of what was asked for.
+    """
+
+    def __init__(self, name: str, settings: Any) -> None:
+        self.name = name
+        self.settings = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else settings
+
+    def finish(self, figures: Mapping[str, Any]) -> None:
+        """Print the object on one line."""
+        report = {
+            "benchmark": self.name,
+            "commit": _commit(),
+            "machine": machine(),
+            "settings": self.settings,
+            "figures": figures,
+        }
+        print(json.dumps(report, default=str), flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """Where this runs."""
+    """What the figures were measured on."""
     import torch
 
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"cpu": model, "cores": os.cpu_count(), "gpu": device, "torch": torch.__version__}
 
 
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -62,10 +70,3 @@ def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
-
-
-def report(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    """Print the result as the last line."""
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
-    result = {"commit": commit(), "machine": machine(), "settings": dict(settings), "figures": rounded}
-    sys.stdout.write(json.dumps(result) + "\n")

@@ -33,12 +33,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.common import interleaved, median_ratio, report
+from benchmarks.common import Report, interleaved, median_ratio
 from pipeline.config import LoaderConfig
 from pipeline.data.block import columns_of
 from pipeline.data.layout import FeatureLayout, feature_layout
@@ -85,7 +86,8 @@ def main() -> None:
         "window": config.window,
         "row_group_requests": simulated.row_group_requests,
     }
-    report(settings, figures)
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    Report("loader", settings).finish(rounded)
 
 
 def loader_of(log: Dataset, layout: FeatureLayout, config: LoaderConfig) -> Loader:
@@ -206,7 +208,7 @@ def flat_over_grouped(log: Dataset, layout: FeatureLayout, folder: Path) -> dict
         grouped = pq.ParquetFile(path).read(columns=columns, use_threads=False)
         of_candidate = {f.name for f in log.schema.select(surface=surface, level=Level.CANDIDATE)} | set(layout.tasks)
         counts = pc.list_value_length(grouped[layout.tasks[0]])
-        of_row = pa.array(torch.repeat_interleave(torch.from_numpy(counts.to_numpy()).long()).numpy())
+        of_row = pa.array(np.repeat(np.arange(grouped.num_rows), counts.to_numpy()))
         flat = pa.table(
             {c: pc.list_flatten(grouped[c]) if c in of_candidate else grouped[c].take(of_row) for c in columns}
         )
