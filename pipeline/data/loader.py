@@ -13,7 +13,8 @@ Memory of a rank, in bytes, for each surface: at most
 or the whole surface, if that is less; to which come `prefetch_batches + 1` batches. `lanes_of_rank` is
 ceil(lanes / world_size); `request_bytes` is that of the decoded columns, about
 8 * (ids and numbers of a request) + 8 * candidates * (candidate columns) + 28 * (history events).
-`Loader.bytes` says what is held now. Fewer lanes, smaller windows or smaller row groups need less.
+`Loader.bytes` says what is held now; freed memory up to `memory.KEPT_BYTES` stays with the process. Fewer lanes,
+smaller windows or smaller row groups need less.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pipeline.data.assemble import join_batch
 from pipeline.data.batch import Batch
 from pipeline.data.layout import FeatureLayout
 from pipeline.data.logs import Dataset
+from pipeline.data.memory import keep_freed_memory
 from pipeline.data.order import Schedule, SurfaceOrder, natural_weights
 from pipeline.data.rowgroups import LeftOut, RowGroups
 from pipeline.data.stream import SurfaceReader
@@ -76,6 +78,7 @@ class Loader:
                 f"{world_size} ranks share {config.lanes} lanes; raise loader.lanes to at least {world_size} "
                 "(this changes the order of data)"
             )
+        keep_freed_memory()
         self.dataset = dataset
         self.layout = layout
         self.config = config
