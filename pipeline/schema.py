@@ -210,6 +210,14 @@ class DatasetSchema:
             raise SchemaError(unknown("vocabulary", name, self._vocabularies))
         return self._vocabularies[name]
 
+    def is_shared(self, feature: Feature) -> bool:
+        """Whether a feature's ids meet those of another level, or of the history, in one table.
+
+        Such candidate features hold exactly one id a candidate, so that the values of the key are the candidates.
+        """
+        levels = {f.level for f in self.features if f.vocabulary == feature.vocabulary}
+        return feature.kind is Kind.CATEGORICAL and (len(levels) > 1 or Level.HISTORY in levels)
+
     def surface_index(self, name: str) -> int:
         """Position of a surface in the canonical order.
 

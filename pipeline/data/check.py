@@ -173,6 +173,12 @@ def _value_faults(flat: pa.Array, feature: Feature, schema: DatasetSchema, at: _
         size = schema.vocabulary(feature.vocabulary or "").size
         if feature.level is Level.HISTORY and flat.null_count:
             yield at.error("a history event lacks its id", feature.name)
+        if feature.level is Level.CANDIDATE and flat.null_count and schema.is_shared(feature):
+            yield at.error(
+                f"a candidate lacks its id; vocabulary {feature.vocabulary!r} is used at several levels, where every "
+                "candidate needs one: give it an id that stands for the unknown",
+                feature.name,
+            )
         yield from _id_faults(flat, size, f"ids of vocabulary {feature.vocabulary!r}", feature.name, at)
     elif len(flat) and not np.isfinite(_numbers(flat)).all():
         yield at.error("the column holds NaN or infinity; null is the way to say 'absent'", feature.name)

@@ -105,12 +105,14 @@ class Trainer:
         fill_tables(model, seed=self.config.seed, scale=TABLE_SCALE)
         return model
 
-    def make_loader(self, days: tuple[str, ...], *, shuffle: bool = True) -> Loader:
-        """A loader of this rank's share of the given days."""
+    def make_loader(self, days: tuple[str, ...], *, scoring: bool = False) -> Loader:
+        """A loader of this rank's share of the given days; for scoring in the files' order, every candidate kept."""
+        config = self.config.loader
         return Loader(
             self.dataset,
             self.plan.layout,
-            replace(self.config.loader, shuffle=shuffle and self.config.loader.shuffle),
+            replace(config, shuffle=False, max_candidates=None) if scoring else config,
+            quarantine_report=self.folder.parent / "quarantine.jsonl",
             days=days,
             seed=self.config.seed,
             rank=self.ranks.rank,
@@ -166,7 +168,7 @@ class Trainer:
             self.position.step += 1
             window.add(outputs)
             if self.position.step % self.config.log_steps == 0 or self.position.step == self.loader.steps:
-                metrics = window.close()
+                metrics = window.close(self.loader.waited_s)
                 metrics |= {f"train/{n}_lr": float(o.param_groups[0]["lr"]) for n, o in self.optimizer.optimizers}
                 self._report(metrics)
             every = self.config.checkpoint_steps
@@ -192,7 +194,7 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             for day in days:
-                loader = self.make_loader((day,), shuffle=False)
+                loader = self.make_loader((day,), scoring=True)
                 for outputs in self._progress(self._agreed(loader.batches(0))):
                     consume(day, outputs)
         self.model.train()
@@ -217,6 +219,7 @@ class _LossWindow:
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         self.config = config
         self.ranks = ranks
+        self.waited_before = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -232,8 +235,8 @@ class _LossWindow:
         self.requests += sum(outputs.batch.inputs.requests_per_surface)
         self.impressions += sum(outputs.batch.inputs.candidates_per_surface)
 
-    def close(self) -> dict[str, float]:
-        """Metrics over all ranks; resets.
+    def close(self, waited_s: float) -> dict[str, float]:
+        """Metrics over all ranks; resets. `waited_s` is what this rank's loader made it wait since it began.
 
         Raises:
             NonFiniteLossError: a loss is NaN or infinite.
@@ -254,6 +257,8 @@ class _LossWindow:
         metrics |= {
             "train/requests_per_second": float(total[-2]) / seconds,
             "train/impressions_per_second": float(total[-1]) / seconds,
+            "train/wait_share": (waited_s - self.waited_before) / seconds,
         }
+        self.waited_before = waited_s
         self._reset()
         return metrics

@@ -55,6 +55,7 @@ FAULTS = [
     ("hour", float("inf"), "NaN or infinity"),
     ("item", [40, 1], r"holds 40; ids of vocabulary 'item' lie in \[0, 40\)"),
     ("item", [-1, 39], "holds -1"),
+    ("item", [None, 39], "a candidate lacks its id; vocabulary 'item' is used at several levels"),
     ("query", [12], "holds 12"),
     ("topics", [[1], [8]], "holds 8"),
     ("user", 50, "holds 50"),
