@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import LoaderConfig
 from pipeline.data.assemble import prepare
-from pipeline.data.block import Jagged, RequestBlock, block_from_arrow, columns_of, offsets, one_array, take_rows
+from pipeline.data.block import Jagged, RequestBlock, block_from_arrow, columns_of, offsets, take_rows
 from pipeline.data.check import check_columns, check_table
 from pipeline.data.layout import FeatureLayout
 from pipeline.data.logs import Dataset, arrow_schema
@@ -126,14 +126,6 @@ class RowGroups:
         try:
             table = read_row_group(file, group, self.columns, self.rows[unit], path=path)
             check_table(table, self.schema, self.surface, file=path, row_group=group)
-            for name in self.layout.candidate_sequences:
-                if one_array(table[name]).flatten().null_count:
-                    raise DataError(
-                        "a candidate lacks its id; a feature whose vocabulary other levels share must have one",
-                        file=path,
-                        row_group=group,
-                        column=name,
-                    )
         except DataError as fault:
             return self._quarantine(unit, fault)
         return self._prepared(table)

@@ -112,7 +112,11 @@ def score_days(path: Path, dataset: Dataset, days: tuple[str, ...]) -> Predictio
     with torch.no_grad():
         for day in days:
             loader = Loader(
-                dataset, plan.layout, replace(state.config.loader, shuffle=False), days=(day,), seed=state.config.seed
+                dataset,
+                plan.layout,
+                replace(state.config.loader, shuffle=False, max_candidates=None),
+                days=(day,),
+                seed=state.config.seed,
             )
             for batch in loader.batches(0):
                 collector.add(day, task(batch)[1])
