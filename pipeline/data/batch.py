@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,40 +39,18 @@ class Batch(Pipelineable):
     timestamp_ms: Tensor
     task_normalizer: Tensor
 
-    def _map(self, move: str, *args: object, **kwargs: object) -> Batch:
-        names = (
-            "inputs",
-            "labels",
-            "label_mask",
-            "weights",
-            "request_id",
-            "user_id",
-            "timestamp_ms",
-            "task_normalizer",
-        )
-        return replace(self, **{name: getattr(getattr(self, name), move)(*args, **kwargs) for name in names})
-
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
-        return self._map("to", device=device, non_blocking=non_blocking)
+        return replace(self, **{n: part.to(device=device, non_blocking=non_blocking) for n, part in self._parts()})
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked host memory."""
-        return self._map("pin_memory")
+        return replace(self, **{name: part.pin_memory() for name, part in self._parts()})
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tell the allocator that `stream` uses this batch."""
-        self._map_in_place(stream)
+        for _, part in self._parts():
+            part.record_stream(stream)
 
-    def _map_in_place(self, stream: torch.Stream) -> None:
-        self.inputs.record_stream(stream)
-        for tensor in (
-            self.labels,
-            self.label_mask,
-            self.weights,
-            self.request_id,
-            self.user_id,
-            self.timestamp_ms,
-            self.task_normalizer,
-        ):
-            tensor.record_stream(stream)
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        return ((f.name, getattr(self, f.name)) for f in fields(self))
