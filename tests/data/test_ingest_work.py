@@ -139,11 +139,12 @@ def test_a_folder_that_holds_a_log_is_refused(tmp_path: Path) -> None:
 
 
 _CHILD = """
-import json, resource, sys
+import json, re, sys
 from pipeline.data.ingest import ingest
 spec, out, root, memory = sys.argv[1:]
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # ru_maxrss would count the parent's memory too, which the child had for a moment before exec.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 d = ingest(spec, out, {"root": root}, lambda what: print(what, peak(), flush=True), memory_gb=float(memory))
 print(json.dumps([peak(), sum(p.impressions for p in d.description.partitions)]))
 """
