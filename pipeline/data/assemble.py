@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -73,13 +74,15 @@ def prepare(block: RequestBlock, layout: FeatureLayout, id_type: torch.dtype = t
 
 def _history(block: RequestBlock, layout: FeatureLayout, id_type: torch.dtype) -> dict[str, Tensor]:
     history = block.history
-    times = history[HISTORY_TIME_MS]
-    now = torch.repeat_interleave(block.scalars[TIMESTAMP_MS], block.history_lengths, output_size=times.numel())
+    events = history[HISTORY_TIME_MS].numel()
     prepared = {k: history[k].to(id_type) for k in layout.history_sequences}
-    prepared[_CODES] = (history[HISTORY_ACTION].int() << _SURFACE_BITS) + history[HISTORY_SURFACE]
-    prepared[_AGE] = (now - times).float().mul_(1e-3).clamp_min_(LEAST_AGE_S)
+    prepared[_CODES] = history[HISTORY_ACTION].int().bitwise_left_shift_(_SURFACE_BITS).add_(history[HISTORY_SURFACE])
+    # NumPy repeats several times quicker than `torch.repeat_interleave`.
+    age = np.repeat(block.scalars[TIMESTAMP_MS].numpy(), block.history_lengths.numpy())
+    age -= history[HISTORY_TIME_MS].numpy()
+    prepared[_AGE] = torch.from_numpy(age).float().mul_(1e-3).clamp_min_(LEAST_AGE_S)
     if layout.history_numeric:
-        prepared[_NUMBERS] = _matrix(history, layout.history_numeric, times.numel(), torch.float32)
+        prepared[_NUMBERS] = _matrix(history, layout.history_numeric, events, torch.float32)
     return prepared
 
 
@@ -157,12 +160,13 @@ def join_batch(parts: list[RequestBlock], layout: FeatureLayout) -> Batch:
     if not any(len(p) for p in parts):
         parts = [_inert(parts[0]), *parts[1:]]
     inputs, numbers = _join(parts, layout)
-    labels, weights = numbers[:, len(layout.candidate_numeric) : -1], numbers[:, -1].contiguous()
-    mask = ~labels.isnan()
+    labels = numbers[:, len(layout.candidate_numeric) : -1].contiguous()
+    weights = numbers[:, -1].contiguous()
+    mask = labels == labels  # NaN alone differs from itself: one pass
     identity = torch.cat([p.scalars[_IDS][:, : len(_IDENTITY)] for p in parts]).t().contiguous()
     return Batch(
         inputs=inputs,
-        labels=labels.nan_to_num(0.0),
+        labels=labels.nan_to_num_(0.0),
         label_mask=mask,
         weights=weights,
         request_id=identity[0],
@@ -211,10 +215,11 @@ def _bags(single: Tensor, names: tuple[str, ...], several: list[dict[str, Jagged
     # Key by key, as the batch wants it; features that come as lists are no columns of it.
     kept = [column for column, is_list in zip(single.unbind(1), listed, strict=True) if not is_list]
     columns = torch.stack(kept) if kept else single.new_empty(0, single.shape[0])
-    there = columns >= 0
-    values = columns.view(-1) if bool(there.all()) else columns[there]
-    lengths = there.long()
-    from_matrix = zip(values.split(lengths.sum(1).tolist()), lengths, strict=True)
+    # Masks go several times quicker through NumPy than through torch.
+    there = columns.numpy() >= 0
+    values = torch.from_numpy(columns.numpy()[there])
+    lengths = torch.from_numpy(there.astype(np.int64))
+    from_matrix = zip(values.split(np.count_nonzero(there, axis=1).tolist()), lengths, strict=True)
     found: list[_Pieces] = []
     for name, is_list in zip(names, listed, strict=True):
         if is_list:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.block import one_array
+from pipeline.data.block import entries, one_array
 from pipeline.data.logs import arrow_schema
 from pipeline.errors import DataError
 from pipeline.schema import (
@@ -142,8 +142,8 @@ class _Where:
 
 
 def _flat(array: pa.Array) -> pa.Array:
-    while pa.types.is_list(array.type):
-        array = array.flatten()
+    while isinstance(array, pa.ListArray):
+        array = entries(array)
     return array
 
 
@@ -201,7 +201,7 @@ def _id_faults(flat: pa.Array, size: int, what: str, column: str, at: _Where) ->
 def _range_faults(flat: pa.Array, low: float, high: float, what: str, column: str, at: _Where) -> Iterator[DataError]:
     values = _numbers(flat)
     # A comparison with NaN is false, and the extremes of values with a NaN are NaN.
-    if values.size and not (low <= values.min() and values.max() <= high and values.max() < np.inf):
+    if values.size and not (low <= values.min() and (most := values.max()) <= high and most < np.inf):
         wrong = values[~((values >= low) & (values <= high) & (values < np.inf))][0]
         yield at.error(f"the column holds {what} {wrong}; it must lie in [{low:g}, {high:g}]", column)
 
@@ -212,14 +212,15 @@ def _history_time_faults(
     """The events of a request are in order, and the last of them was known at its time."""
     if history.null_count or timestamp.null_count:
         return
-    times = history.flatten().to_numpy(zero_copy_only=False)
+    times = entries(history).to_numpy(zero_copy_only=False)
     offsets = history.offsets.to_numpy()
     offsets = offsets - offsets[0]
-    back = 1 + np.flatnonzero(times[1:] < times[:-1])
+    back = times[1:] < times[:-1]
     # A step back in time is sound only where the events of the next request begin.
-    wrong = back[offsets[np.searchsorted(offsets, back)] != back]
-    if wrong.size:
-        row = int(np.searchsorted(offsets, wrong[0], side="right")) - 1
+    begins = offsets[(offsets > 0) & (offsets < times.size)]
+    back[begins - 1] = False
+    if back.any():
+        row = int(np.searchsorted(offsets, 1 + back.argmax(), side="right")) - 1
         yield at.error(f"the history of row {row} is not in order of time, oldest first", HISTORY_TIME_MS)
         return
     some = np.flatnonzero(np.diff(offsets))

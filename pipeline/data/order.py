@@ -168,7 +168,8 @@ class SurfaceOrder:
         """Virtual rows of a lane's window, in the order of the epoch. int64 [<= window]."""
         start, stop = self.lane_span(lane)
         rows = np.arange(start + window * self.window, min(start + (window + 1) * self.window, stop), dtype=np.int64)
-        return self._generator(1, lane, window).permutation(rows) if self.shuffle else rows
+        # Past the lane's end there is nothing to shuffle, and making a generator is most of the work.
+        return self._generator(1, lane, window).permutation(rows) if self.shuffle and rows.size else rows
 
     def block_rows(self, block: int, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions and virtual rows of what a rank holds of a block, in order of position.
