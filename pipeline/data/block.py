@@ -221,25 +221,28 @@ def block_from_arrow(table: pa.RecordBatch | pa.Table, schema: DatasetSchema) ->
 def _add_column(block: RequestBlock, name: str, array: pa.Array, schema: DatasetSchema) -> None:
     if not pa.types.is_list(array.type):
         block.scalars[name] = _values(array)
-    elif name in schema.tasks or name == WEIGHT:
-        block.candidate_counts = _lengths(array)
-        block.candidates[name] = _values(entries(array))
+        return
+    flat = entries(array)
+    if name in schema.tasks or name == WEIGHT:
+        level, several = Level.CANDIDATE, False
     elif name in (HISTORY_ACTION, HISTORY_SURFACE, HISTORY_TIME_MS):
-        block.history_lengths = _lengths(array)
-        block.history[name] = _values(entries(array))
+        level, several = Level.HISTORY, False
     else:
         feature = schema.feature(name)
-        if feature.level is Level.REQUEST:
-            block.lists[name] = Jagged(_values(entries(array)), _lengths(array))
-        elif feature.level is Level.HISTORY:
+        level, several = feature.level, feature.multi_valued
+    if level is Level.REQUEST:
+        block.lists[name] = Jagged(_values(flat), _lengths(array))
+    elif level is Level.HISTORY:
+        # Columns of a level share their lengths: those of the first do.
+        if not block.history:
             block.history_lengths = _lengths(array)
-            block.history[name] = _values(entries(array))
-        elif feature.multi_valued:
-            inner = entries(array)
-            block.candidate_lists[name] = Jagged(_values(entries(inner)), _lengths(inner))
-        else:
+        block.history[name] = _values(flat)
+    elif several:
+        block.candidate_lists[name] = Jagged(_values(entries(flat)), _lengths(flat))
+    else:
+        if not block.candidates:
             block.candidate_counts = _lengths(array)
-            block.candidates[name] = _values(entries(array))
+        block.candidates[name] = _values(flat)
 
 
 def _lengths(array: pa.ListArray) -> Tensor:

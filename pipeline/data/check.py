@@ -104,7 +104,8 @@ def table_faults(
 ) -> Iterator[DataError]:
     """Every fault of a table, at most a few a column; see `check_table`."""
     at = _Where(file, row_group)
-    arrays = {c: one_array(table[c]) for c in table.schema.names if columns is None or c in columns}
+    given = zip(table.schema.names, table.columns, strict=True)
+    arrays = {name: one_array(column) for name, column in given if columns is None or name in columns}
     for name in (REQUEST_ID, USER_ID, TIMESTAMP_MS):
         if name in arrays and arrays[name].null_count:
             yield at.error("the column holds nulls", name)
