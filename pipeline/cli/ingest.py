@@ -29,7 +29,9 @@ class Args:
     previous: Path | None = None
     """Log of the days before, written with --keep-state; only later days are ingested."""
     memory_gb: float = 4.0
-    """Memory to stay within, roughly."""
+    """Memory that each process stays within, roughly."""
+    jobs: int = 1
+    """Processes that work at the same time."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
         previous=args.previous,
         keep_state=args.keep_state,
         memory_gb=args.memory_gb,
+        jobs=args.jobs,
     )
     sizes = {s: sum(p.requests for p in dataset.partitions(s)) for s in dataset.schema.surfaces}
     shown = sum(p.impressions for p in dataset.description.partitions)

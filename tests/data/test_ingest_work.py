@@ -56,6 +56,11 @@ def digest(dataset: Dataset) -> dict[str, str]:
     return {str(p.relative_to(dataset.root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
+def without_state(files: dict[str, str]) -> dict[str, str]:
+    """Files of the log itself: how a state is cut into files is a matter of the run."""
+    return {path: text for path, text in files.items() if not path.startswith("state/")}
+
+
 @pytest.mark.parametrize("die_at", ["_prepare", "_answer", "_requests"])
 def test_restart_gives_identical_bytes_and_reuses_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: str
@@ -85,6 +90,32 @@ def test_restart_gives_identical_bytes_and_reuses_what_is_done(
     assert digest(resumed) == digest(whole)
     assert not any("reading" in t for t in told)  # the input was not read again
     assert not (tmp_path / "again" / ".work").exists()
+
+
+def test_any_number_of_processes_gives_identical_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_before(tmp_path)
+    path = write(tmp_path, full_spec(), random_log(1, 200, users=12))
+    params = {"root": str(tmp_path)}
+    one = ingest(path, tmp_path / "one", params, keep_state=True)
+    told: list[str] = []
+    two = ingest(path, tmp_path / "two", params, told.append, keep_state=True, jobs=2)
+    monkeypatch.setattr("pipeline.data.ingest.run.bucket_count", lambda *_: 5)
+    three = ingest(path, tmp_path / "three", params, jobs=3)
+    assert without_state(digest(one)) == without_state(digest(two)) == digest(three)
+    assert "preparing 2/2" in told
+    more = pl.concat([random_log(1, 200, users=12), random_log(2, 50).with_columns(pl.col("time") + 3 * DAY)])
+    write(tmp_path, full_spec(), more)
+    after = [ingest(path, tmp_path / f"{d.root.name}-next", params, previous=d.root, jobs=2) for d in (one, two)]
+    assert rows(after[0]) == rows(after[1])
+
+
+def test_errors_of_other_processes_arrive_whole(tmp_path: Path) -> None:
+    spec = spec_with(vocabularies={**spec_with()["vocabularies"], "item": {"method": "given", "size": 5}})
+    with pytest.raises(DataError, match=r"takes ids in \[0, 5\), the log has 'z'") as caught:
+        run(tmp_path, spec, random_log(1, 40, users=9, items="z"), jobs=2)
+    assert caught.value.column == "item"
+    with pytest.raises(ConfigError, match="jobs is 0"):
+        run(tmp_path, spec_with(), random_log(1, 20), "none", jobs=0)
 
 
 def test_work_of_another_input_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ Each bucket of each step is written once and found again after a restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import polars as pl
 from pipeline.data.ingest import base
 from pipeline.data.ingest.events import bucket_of, raw, read_bucket, write_earlier, write_events
 from pipeline.data.ingest.ids import ALWAYS, KEYS_SCHEMA, Ids, first_days, list_parts
+from pipeline.data.ingest.parallel import Step, in_processes
 from pipeline.data.ingest.prepare import (
     SURFACES,
     Encoders,
@@ -56,6 +58,7 @@ class Reading:
         previous: state of an earlier ingest to go on from.
         keep_state: whether to write the state for a later one.
         progress: told what begins.
+        jobs: processes that handle buckets.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class Reading:
         previous: State | None,
         keep_state: bool,
         progress: Callable[[str], None],
+        jobs: int = 1,
     ) -> None:
-        self.spec, self._inputs, self.buckets = spec, inputs, buckets
+        self.spec, self._inputs, self.buckets, self.jobs = spec, inputs, buckets, jobs
         self._previous, self.keep_state, self.progress = previous, keep_state, progress
         self.identity: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
@@ -85,6 +89,22 @@ class Reading:
             self.progress(what)
             with self.work.step(name) as folder:
                 write(*arguments, folder)
+
+    def _each(self, steps: Iterable[Step], write: Callable[..., None], *shared: Any) -> None:
+        """Do steps that do not depend on each other: `write` gets a step's arguments, `shared`, and the folder."""
+        todo = [step for step in steps if not self.work.done(step.name)]
+        if self.jobs > 1 and len(todo) > 1:
+            in_processes(partial(_do, self, write.__name__, shared), todo, self.jobs, self.progress)
+            return
+        for step in todo:
+            self._once(step.name, step.what, write, *step.arguments, *shared)
+
+    def _by_bucket(self, name: str, what: str) -> Iterator[Step]:
+        for bucket in range(self.buckets):
+            yield Step(f"{name}-{bucket:04d}", f"{what} {bucket + 1}/{self.buckets}", (bucket,))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "progress": _silent}  # what tells people stays in its process
 
     def cut(self) -> None:
         """Read every input once and cut it by user."""
@@ -130,8 +150,7 @@ class Reading:
     def encoders(self) -> Encoders:
         """Id spaces and encoded side tables, after one look at every key of the log."""
         self.cut()
-        for bucket in range(self.buckets):
-            self._once(f"keys-{bucket:04d}", f"collecting ids {bucket + 1}/{self.buckets}", self._keys, bucket)
+        self._each(self._by_bucket("keys", "collecting ids"), self._keys)
         folders = [self.work.path(f"keys-{b:04d}") for b in range(self.buckets)]
         tables = read_tables(self.spec)
         ids, self.collisions = {}, {}
@@ -204,9 +223,7 @@ class Reading:
         codes = encoders.ids[SURFACES]
         table = self.slots()
         rates = base.BaseRates(self.spec, table.with_columns(codes.encode(table["_surface"]).alias("_surface")))
-        for bucket in range(self.buckets):
-            what = f"preparing {bucket + 1}/{self.buckets}"
-            self._once(f"prepared-{bucket:04d}", what, self._prepare, bucket, encoders, rates)
+        self._each(self._by_bucket("prepared", "preparing"), self._prepare, encoders, rates)
         if self.spec.causal.similarity is not None:
             self._once("vectors", "item vectors", self._vectors, encoders)
 
@@ -246,6 +263,15 @@ class Reading:
             vectors = item_vectors(pl.concat([empty, *pairs]), item.size, self.spec.causal.similarity.dimension)
         (out / "vectors").mkdir()
         pl.DataFrame(vectors).write_parquet(out / "vectors" / "part.parquet")
+
+
+def _silent(what: str) -> None:
+    """Progress that nobody reads."""
+
+
+def _do(reading: Reading, write: str, shared: tuple[Any, ...], step: Step) -> None:
+    with reading.work.step(step.name) as folder:
+        getattr(reading, write)(*step.arguments, *shared, folder)
 
 
 def _keys_of(keys: pl.Series, day: pl.Series | None = None) -> pl.DataFrame:

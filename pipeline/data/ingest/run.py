@@ -32,6 +32,7 @@ def ingest(
     previous: str | Path | None = None,
     keep_state: bool = False,
     memory_gb: float = 4.0,
+    jobs: int = 1,
 ) -> Dataset:
     """Turn flat impression logs into a request-grouped log.
 
@@ -45,13 +46,17 @@ def ingest(
         previous: folder of a log made by the same spec with `keep_state`; only days after its last are
             ingested, and what they look back on comes from its state.
         keep_state: save what a later ingest needs to go on from this one, under `out/state`.
-        memory_gb: about how much memory to use; decides into how many buckets the log is cut. The result
-            does not depend on it.
+        memory_gb: about how much memory a process may use; decides into how many buckets the log is cut. The
+            result does not depend on it.
+        jobs: processes that handle buckets at the same time, each within `memory_gb`. The result does not
+            depend on it. A script that gives more than 1 needs the usual `if __name__ == "__main__":`.
 
     Raises:
-        ConfigError: the spec or its parameters do not make sense, or are not those of `previous`.
+        ConfigError: the spec, its parameters or an argument do not make sense, or are not those of `previous`.
         DataError: a file, column or row is not what the spec says, or `out` already holds a log.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}; give 1 or more")
     loaded = load_spec(spec, params)
     out = Path(out)
     if (out / DESCRIPTION).exists():
@@ -62,10 +67,11 @@ def ingest(
         loaded,
         inputs,
         out / ".work",
-        buckets=bucket_count(loaded, inputs.logs, memory_gb),
+        buckets=max(bucket_count(loaded, inputs.logs, memory_gb), jobs),
         previous=before,
         keep_state=keep_state,
         progress=progress or (lambda _: None),
+        jobs=jobs,
     )
     return _run(loaded, out, stages)
 

@@ -11,6 +11,7 @@ from pipeline.data.ingest import base
 from pipeline.data.ingest.assemble import RequestRows, iso_day
 from pipeline.data.ingest.events import bucket_of, read_bucket
 from pipeline.data.ingest.history import HistoryBuilder
+from pipeline.data.ingest.parallel import Step
 from pipeline.data.ingest.prepare import Encoders
 from pipeline.data.ingest.rates import RateTable, crosses_users, entries, key_columns, place, pool
 from pipeline.data.ingest.reading import Inputs, Reading
@@ -30,12 +31,17 @@ class Stages(Reading):
 
     def cross(self) -> None:
         """Rates of keys that many users share: entries are cut by key, answered there, and handed back by user."""
-        for i, rate in self._rates(across_users=True):
-            self._once(f"entries-{i:02d}", f"rate {rate.name}: cutting", self._cut_entries, rate)
+        rates = self._rates(across_users=True)
+        entries = (Step(f"entries-{i:02d}", f"rate {rate.name}: cutting", (rate,)) for i, rate in rates)
+        self._each(entries, self._cut_entries)
+        for i, rate in rates:
             self._rate_state(i, rate)
-            for bucket in range(self.buckets):
-                what = f"rate {rate.name} {bucket + 1}/{self.buckets}"
-                self._once(f"answers-{i:02d}-{bucket:04d}", what, self._answer, i, rate, bucket)
+        answers = (
+            Step(f"answers-{i:02d}-{b:04d}", f"rate {rate.name} {b + 1}/{self.buckets}", (i, rate, b))
+            for i, rate in rates
+            for b in range(self.buckets)
+        )
+        self._each(answers, self._answer)
 
     def _rate_state(self, i: int, rate: Rate) -> None:
         if self._previous is not None:
@@ -43,15 +49,19 @@ class Stages(Reading):
 
     def _cut_entries(self, rate: Rate, out: Path) -> None:
         for bucket in range(self.buckets):
-            events = self.prepared(bucket)
-            if events is None:
-                continue
-            found = entries(self.spec, rate, events).with_columns(pl.lit(bucket, dtype=pl.Int32).alias("_bucket"))
-            found = found.with_columns(self._key_bucket(rate))
-            for (target,), part in found.partition_by("_target", as_dict=True, include_key=False).items():
-                folder = out / f"_bucket={target}"
-                folder.mkdir(exist_ok=True)
-                part.write_parquet(folder / f"{bucket:04d}.parquet")
+            self.cut_bucket(rate, bucket, out)
+
+    def cut_bucket(self, rate: Rate, bucket: int, out: Path) -> None:
+        """Entries of one bucket of users, by bucket of keys: `out/_bucket=KEYS/USERS.parquet`."""
+        events = self.prepared(bucket)
+        if events is None:
+            return
+        found = entries(self.spec, rate, events).with_columns(pl.lit(bucket, dtype=pl.Int32).alias("_bucket"))
+        found = found.with_columns(self._key_bucket(rate))
+        for (target,), part in found.partition_by("_target", as_dict=True, include_key=False).items():
+            folder = out / f"_bucket={target}"
+            folder.mkdir(exist_ok=True, parents=True)
+            part.write_parquet(folder / f"{bucket:04d}.parquet")
 
     def _key_bucket(self, rate: Rate) -> pl.Expr:
         return bucket_of(pl.struct(pl.col(c).cast(pl.Int64) for c in key_columns(rate)), self.buckets).alias("_target")
@@ -89,9 +99,7 @@ class Stages(Reading):
         """Rows of requests of every bucket."""
         for i, rate in self._rates(across_users=False):
             self._rate_state(i, rate)
-        for bucket in range(self.buckets):
-            what = f"building requests {bucket + 1}/{self.buckets}"
-            self._once(f"requests-{bucket:04d}", what, self._requests, bucket, schema)
+        self._each(self._by_bucket("requests", "building requests"), self._requests, schema)
 
     def _requests(self, bucket: int, schema: DatasetSchema, out: Path) -> None:
         events = self.prepared(bucket)

@@ -1,0 +1,92 @@
+"""Buckets handled by several processes of this machine.
+
+A bucket's step reads what earlier steps wrote and writes a folder of its own, so processes share nothing but
+the folder of unfinished work, and which of them does a bucket changes no byte of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import DataError
+
+_THREADS = "POLARS_MAX_THREADS"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the work.
+
+    Args:
+        name: of its folder.
+        what: for people.
+        arguments: of the function that writes it, before the folder.
+    """
+
+    name: str
+    what: str
+    arguments: tuple[Any, ...]
+
+
+_do: Callable[[Step], None] | None = None  # in a worker process: how to do a step
+
+
+def _begin(do: Callable[[Step], None]) -> None:
+    global _do
+    _do = do
+
+
+def _one(step: Step) -> None:
+    assert _do is not None
+    _do(step)
+
+
+def in_processes(do: Callable[[Step], None], steps: Sequence[Step], jobs: int, progress: Callable[[str], None]) -> None:
+    """Do steps that do not depend on each other, `jobs` at a time.
+
+    Args:
+        do: does one; it is sent once to every process, so it must be picklable.
+        progress: told what is done, in the steps' order.
+
+    Raises:
+        DataError: a process was killed, or a step raised it; of several, the first step's.
+    """
+    with (
+        _threads(jobs),
+        ProcessPoolExecutor(
+            min(jobs, len(steps)), multiprocessing.get_context("spawn"), initializer=_begin, initargs=(do,)
+        ) as pool,
+    ):
+        running = [pool.submit(_one, step) for step in steps]
+        try:
+            for step, future in zip(steps, running, strict=True):
+                future.result()
+                progress(step.what)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process of the ingest was killed, most likely for want of memory; give fewer jobs or a smaller "
+                "memory_gb, and run the same command again: what is done is kept"
+            ) from error
+        finally:
+            for future in running:
+                future.cancel()
+
+
+@contextmanager
+def _threads(jobs: int) -> Iterator[None]:
+    """Processes that start inside share the cores: each one's Polars gets a part of them."""
+    before = os.environ.get(_THREADS)
+    if before is None:
+        os.environ[_THREADS] = str(max(1, (os.cpu_count() or 1) // jobs))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
