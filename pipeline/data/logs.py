@@ -318,6 +318,21 @@ class LogWriter:
             )
         )
 
+    def adopt(self, part: Dataset) -> None:
+        """Move in the files of a log of the same schema on the same disk; `part` is a log no more.
+
+        Raises:
+            DataError: both have files of one surface and day.
+        """
+        for p in part.description.partitions:
+            if (p.surface, p.date) in self._files:
+                raise DataError(f"there already are files of {p.surface} on {p.date}", file=str(part.root))
+            for file in p.files:
+                (self.root / file.path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part.root / file.path, self.root / file.path)
+            self._files[p.surface, p.date] = list(p.files)
+            self._moments[p.surface, p.date] = p.numeric
+
     def close(self, provenance: dict[str, Any]) -> Dataset:
         """Write `dataset.json` and open the log.
 

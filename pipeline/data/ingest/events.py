@@ -73,7 +73,21 @@ def write_events(spec: IngestSpec, path: Path, buckets: int, after: int | None, 
         DataError: a row without user, time or surface, or with a label out of range; file, row and column
             are named.
     """
-    frame = scan(spec.log, path)
+    events = read_events(spec, scan(spec.log, path), path, after)
+    _sink(events.with_columns(bucket_of(pl.col("_user"), buckets)), out, path)
+    _refuse_bad_rows(spec, out, path)
+
+
+def read_events(spec: IngestSpec, frame: pl.LazyFrame, path: Path, after: int | None = None) -> pl.LazyFrame:
+    """Rows of the log as events: fixed columns, those that are not wanted left out, `_bad` = what is amiss.
+
+    Args:
+        frame: as `scan` makes it of `path`.
+        after: keep only days after this one (days since 1970).
+
+    Raises:
+        DataError: an expression does not fit the file.
+    """
     zone = timezone(spec)
     columns = {
         ROW: pl.col(ROW).cast(pl.Int64),
@@ -108,10 +122,7 @@ def write_events(spec: IngestSpec, path: Path, buckets: int, after: int | None, 
     events = _kept(spec, events, after)
     if "_given" in columns:
         events = events.with_columns(_number(pl.col("_given")))
-    events = events.with_columns(_number(pl.col("_user")))
-    events = events.with_columns(bucket_of(pl.col("_user"), buckets))
-    _sink(events, out, path)
-    _refuse_bad_rows(spec, out, path)
+    return events.with_columns(_number(pl.col("_user")))
 
 
 def _sink(frame: pl.LazyFrame, out: Path, path: Path) -> None:
@@ -177,7 +188,15 @@ def _refuse_bad_rows(spec: IngestSpec, out: Path, path: Path) -> None:
     if not any(out.rglob("*.parquet")):
         return
     bad = pl.scan_parquet(out / "**/*.parquet", hive_partitioning=False).filter(pl.col("_bad") > 0)
-    first = bad.sort(ROW, "_place").head(1).collect()
+    refuse_row(spec, bad.sort(ROW, "_place").head(1).collect(), path)
+
+
+def refuse_row(spec: IngestSpec, first: pl.DataFrame, path: Path) -> None:
+    """Say what is wrong with the first bad row of a file, if there is one.
+
+    Raises:
+        DataError: there is.
+    """
     if not len(first):
         return
     row, code = first[ROW][0], first["_bad"][0]
@@ -194,10 +213,16 @@ def _refuse_bad_rows(spec: IngestSpec, out: Path, path: Path) -> None:
 
 def write_earlier(spec: IngestSpec, path: Path, buckets: int, out: Path) -> None:
     """Stream one file of `history.earlier` into `out/_bucket=k/*.parquet`: user, item (text), time, place."""
+    events = read_earlier(spec, None, path)
+    _sink(events.with_columns(bucket_of(pl.col("_user"), buckets)), out, path)
+
+
+def read_earlier(spec: IngestSpec, frame: pl.LazyFrame | None, path: Path) -> pl.LazyFrame:
+    """Rows of one file of `history.earlier` as events, with `_row` (see `scan_earlier`)."""
     assert spec.history is not None
     assert spec.history.earlier is not None
-    events = scan_earlier(spec.history.earlier, path).with_columns(_number(pl.col("_user")))
-    _sink(events.with_columns(bucket_of(pl.col("_user"), buckets)), out, path)
+    events = scan_earlier(spec.history.earlier, scan(spec.history.earlier, path) if frame is None else frame, path)
+    return events.with_columns(_number(pl.col("_user")))
 
 
 def read_bucket(folders: list[Path], bucket: int) -> pl.DataFrame | None:

@@ -5,11 +5,12 @@ Each bucket of each step is written once and found again after a restart.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,7 @@ from pipeline.data.ingest.prepare import (
 )
 from pipeline.data.ingest.rates import with_residuals
 from pipeline.data.ingest.similarity import MOST_PAIRS, item_vectors
+from pipeline.data.ingest.source import ROW
 from pipeline.data.ingest.spec import IngestSpec, VocabularySpec
 from pipeline.data.ingest.state import State, end_of
 from pipeline.data.ingest.work import Work, file_identity
@@ -73,7 +75,7 @@ class Reading:
         progress: Callable[[str], None],
         jobs: int = 1,
     ) -> None:
-        self.spec, self._inputs, self.buckets, self.jobs = spec, inputs, buckets, jobs
+        self.spec, self.inputs, self.buckets, self.jobs = spec, inputs, buckets, jobs
         self._previous, self.keep_state, self.progress = previous, keep_state, progress
         self.identity: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
@@ -106,12 +108,18 @@ class Reading:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "progress": _silent}  # what tells people stays in its process
 
+    def at(self, folder: Path) -> Self:
+        """The same steps in another folder, which is emptied."""
+        there = copy.copy(self)
+        there.work = Work(folder, {})
+        return there
+
     def cut(self) -> None:
         """Read every input once and cut it by user."""
         after = None if self._previous is None else self._previous.last_day
-        for i, path in enumerate(self._inputs.logs):
+        for i, path in enumerate(self.inputs.logs):
             self._once(f"events-{i:05d}", f"reading {path}", write_events, self.spec, path, self.buckets, after)
-        for i, path in enumerate(self._inputs.earlier):
+        for i, path in enumerate(self.inputs.earlier):
             self._once(f"earlier-{i:05d}", f"reading {path}", write_earlier, self.spec, path, self.buckets)
         for name in _BY_USER if self._previous is not None else ():
             self._once(f"state-{name}", f"reading the state: {name}", self._cut_state, name)
@@ -129,20 +137,21 @@ class Reading:
 
     def _events(self, bucket: int) -> pl.DataFrame | None:
         """New events, marked fresh, and those of the previous state's tail."""
-        folders = [self.work.path(f"events-{i:05d}") for i in range(len(self._inputs.logs))]
+        folders = [self.work.path(f"events-{i:05d}") for i in range(len(self.inputs.logs))]
         new, tail = read_bucket(folders, bucket), self.state_of("tail", bucket)
         parts = [f.with_columns(_fresh=pl.lit(fresh)) for f, fresh in ((tail, False), (new, True)) if f is not None]
         return pl.concat(parts, how="vertical_relaxed") if parts else None
 
     def _earlier(self, bucket: int) -> pl.DataFrame | None:
         """Earlier events of users that the previous ingests have not seen."""
-        folders = [self.work.path(f"earlier-{i:05d}") for i in range(len(self._inputs.earlier))]
+        folders = [self.work.path(f"earlier-{i:05d}") for i in range(len(self.inputs.earlier))]
         before = self.state_of("before", bucket)
         seen = pl.DataFrame(schema={"_user": pl.Int64}) if before is None else before.select("_user")
         parts = []
         for folder in folders:  # the first file that has a user counts
             found = read_bucket([folder], bucket)
             if found is not None:
+                found = found.drop(ROW)
                 parts.append(found.join(seen, on="_user", how="anti", maintain_order="left"))
                 seen = pl.concat([seen, found.select("_user")]).unique()
         return pl.concat(parts, how="vertical_relaxed") if parts else None
@@ -218,12 +227,15 @@ class Reading:
         known = None if self._previous is None else self._previous.read("slots")
         return base.add_slots(self._gathered("slots") + ([] if known is None else [known]))
 
+    def base_rates(self, encoders: Encoders) -> base.BaseRates:
+        """Base rates of all ingests so far."""
+        table = self.slots()
+        codes = encoders.ids[SURFACES].encode(table["_surface"])
+        return base.BaseRates(self.spec, table.with_columns(codes.alias("_surface")))
+
     def prepare(self, encoders: Encoders) -> None:
         """Order, group and encode every bucket, and take residuals against the base rates."""
-        codes = encoders.ids[SURFACES]
-        table = self.slots()
-        rates = base.BaseRates(self.spec, table.with_columns(codes.encode(table["_surface"]).alias("_surface")))
-        self._each(self._by_bucket("prepared", "preparing"), self._prepare, encoders, rates)
+        self._each(self._by_bucket("prepared", "preparing"), self._prepare, encoders, self.base_rates(encoders))
         if self.spec.causal.similarity is not None:
             self._once("vectors", "item vectors", self._vectors, encoders)
 

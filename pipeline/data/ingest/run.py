@@ -62,7 +62,7 @@ def ingest(
     if (out / DESCRIPTION).exists():
         raise DataError("the folder already holds a log; choose another, or remove it first", file=str(out))
     before = None if previous is None else State.open(previous, loaded)
-    inputs = _inputs(loaded)
+    inputs = find_inputs(loaded)
     stages = Stages(
         loaded,
         inputs,
@@ -94,7 +94,12 @@ def _run(spec: IngestSpec, out: Path, stages: Stages) -> Dataset:
     return dataset
 
 
-def _inputs(spec: IngestSpec) -> Inputs:
+def find_inputs(spec: IngestSpec) -> Inputs:
+    """Every file that the spec names.
+
+    Raises:
+        DataError: a path or glob names nothing.
+    """
     earlier = spec.history.earlier if spec.history else None
     return Inputs(
         logs=find_files(spec.log, "log.files"),

@@ -62,6 +62,15 @@ def scan(files: Files, path: Path) -> pl.LazyFrame:
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"cannot read this as {kind}: {error}", file=str(path)) from error
+    return derived(files, frame, path)
+
+
+def derived(files: Files, frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    """A file's rows with its exploded and derived columns.
+
+    Raises:
+        DataError: the file lacks a column that an expression names.
+    """
     if files.explode is not None:
         frame = _explode(frame, files.explode, path)
     for name, expression in files.derive.items():
@@ -231,9 +240,12 @@ def read_table(table: Table, name: str, features: Iterable[FeatureSpec], zone: s
     return whole
 
 
-def scan_earlier(earlier: Earlier, path: Path) -> pl.LazyFrame:
-    """Earlier events of one file: `_user` (text), `_item` (text), `_time` (ms or null), `_place` from 0."""
-    frame = scan(earlier, path)
+def scan_earlier(earlier: Earlier, frame: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    """Earlier events of one file: `_row`, `_user` (text), `_item` (text), `_time` (ms or null), `_place` from 0.
+
+    Args:
+        frame: as `scan` makes it of `path`.
+    """
     items = evaluate(frame, earlier.items, path, "history.earlier.items")
     dtype = frame.select(items.alias("x")).collect_schema()["x"]
     if earlier.item_separator is not None:
@@ -251,6 +263,7 @@ def scan_earlier(earlier: Earlier, path: Path) -> pl.LazyFrame:
     if earlier.last_time is not None:
         time = evaluate(frame, earlier.last_time, path, "history.earlier.last_time").cast(pl.Int64)
     lists = frame.select(
+        pl.col(ROW).cast(pl.Int64),
         text_column(frame, earlier.user, path, "history.earlier.user").alias("_user"),
         items.alias("_item"),
         time.alias("_time"),
