@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,16 @@ import pytest
 import yaml
 
 from pipeline.data.ingest import ingest
+from pipeline.data.ingest.load import load_spec
+from pipeline.data.ingest.pieces import lay, take
+from pipeline.data.ingest.row_wise import is_row_wise
+from pipeline.data.ingest.run import find_inputs
 from pipeline.data.ingest.spark import ingest_on_spark
+from pipeline.data.ingest.spark_scan import refuse_what_spark_cannot
 from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError, DataError
 from tests.data.ingest_logs import ITEMS, random_log, rows, spec_with
+from tests.data.ingest_logs import write as write_flat
 from tests.data.test_ingest_work import digest, full_spec, write_before
 
 HAS_PYSPARK = importlib.util.find_spec("pyspark") is not None
@@ -108,6 +115,52 @@ class TestOnSpark:
                 run(tmp_path / f"out-{len(said)}")
             said.append(str(caught.value))
         assert said[0] == said[1]
+
+
+def test_what_spark_cannot_do_is_one_message(tmp_path: Path) -> None:
+    spec = spec_with(tasks={"click": "click", "long": "long / max(long)"})
+    path = write_flat(tmp_path, spec, random_log(1, 20))
+    loaded = load_spec(path, {"root": str(tmp_path)})
+    with pytest.raises(ConfigError) as caught:
+        refuse_what_spark_cannot(loaded, find_inputs(loaded))
+    said = str(caught.value)
+    assert "cannot run on Spark; use `trefoil ingest`, or change:" in said
+    assert "log.files: must be Parquet" in said
+    assert "tasks.long: 'long / max(long)' looks at more than one row" in said
+    assert "tasks.click" not in said
+
+
+ROW_WISE = """click = 1; split_part(x, '-', 1); CASE WHEN a > 1 THEN 1 ELSE 0 END; CAST(a AS INT); ts // 3600 % 24
+a IN (1, 2); coalesce(a, b); concat(a, 'x'); a IS NOT NULL; a LIKE 'x%'; date_part('hour', a); greatest(a, b); no SQL"""
+NOT_ROW_WISE = """long / max(long); a - avg(a); count(*); first(a); row_number() over (); sum(a) over ()
+rank() over (partition by a); lag(a) over (order by a); median(a); corr(a, b); quantile_cont(a, 0.5)"""
+
+
+@pytest.mark.parametrize(("text", "expected"), [(ROW_WISE, True), (NOT_ROW_WISE, False)])
+def test_expressions_that_look_at_more_than_their_row_are_found(text: str, expected: bool) -> None:
+    for expression in text.replace("\n", "; ").split("; "):
+        assert is_row_wise(expression) is expected, expression
+
+
+def test_files_come_out_as_they_went_in_at_the_bucket_that_their_path_names(tmp_path: Path) -> None:
+    large = bytes(range(256)) * 40_000  # more than one part
+    files = {"a-0/x.parquet": large, "a-0/_done": b"", "b/_bucket=7/y.parquet": b"y", "c/other": b"not taken"}
+    for name, data in files.items():
+        (tmp_path / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / name).write_bytes(data)
+    rows_of = list(take(tmp_path / "work", ("a-", "b"), 3))
+    assert len(rows_of) == 4
+    assert lay(rows_of, tmp_path / "laid") == [3, 7]
+    laid = {
+        str(p.relative_to(tmp_path / "laid")): p.read_bytes() for p in (tmp_path / "laid").rglob("*") if p.is_file()
+    }
+    assert laid == {"3/a-0/x.parquet": large, "3/a-0/_done": b"", "7/b/_bucket=7/y.parquet": b"y"}
+
+
+def test_pyspark_is_not_imported_unless_asked_for() -> None:
+    code = "import sys, pipeline.cli.ingest, pipeline.data.ingest.spark; print('pyspark' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.skipif(HAS_PYSPARK, reason="pyspark is installed")

@@ -105,8 +105,23 @@ def test_any_number_of_processes_gives_identical_bytes(tmp_path: Path, monkeypat
     assert "preparing 2/2" in told
     more = pl.concat([random_log(1, 200, users=12), random_log(2, 50).with_columns(pl.col("time") + 3 * DAY)])
     write(tmp_path, full_spec(), more)
-    after = [ingest(path, tmp_path / f"{d.root.name}-next", params, previous=d.root, jobs=2) for d in (one, two)]
+    after = [ingest(path, tmp_path / f"next-{n}", params, previous=d.root, jobs=n) for d, n in ((two, 1), (one, 2))]
     assert rows(after[0]) == rows(after[1])
+
+
+def test_the_most_pairs_that_item_vectors_take_are_the_same_for_any_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.ingest.similarity.MOST_PAIRS", 60)
+    users, items = list(range(1, 41)), list("abcd")
+    seen = [[items[u % 4], items[(u * 7 + u // 4) % 4], items[u // 3 % 4]] for u in users]
+    path = write(tmp_path, full_spec(), random_log(1, 200, users=12))
+    pl.DataFrame({"user": users, "items": seen, "last": [T - 5] * 40}).write_parquet(tmp_path / "before.parquet")
+    found = []
+    for buckets in (1, 4):
+        monkeypatch.setattr("pipeline.data.ingest.run.bucket_count", lambda *_, n=buckets: n)
+        found.append(digest(ingest(path, tmp_path / f"out-{buckets}", {"root": str(tmp_path)})))
+    assert found[0] == found[1]
 
 
 def test_errors_of_other_processes_arrive_whole(tmp_path: Path) -> None:

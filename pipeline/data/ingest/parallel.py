@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pipeline.errors import DataError
 
@@ -35,36 +35,40 @@ class Step:
     arguments: tuple[Any, ...]
 
 
-_do: Callable[[Step], None] | None = None  # in a worker process: how to do a step
-
-
-def _begin(do: Callable[[Step], None]) -> None:
-    global _do
-    _do = do
-
-
-def _one(step: Step) -> None:
-    assert _do is not None
-    _do(step)
-
-
-def in_processes(do: Callable[[Step], None], steps: Sequence[Step], jobs: int, progress: Callable[[str], None]) -> None:
-    """Do steps that do not depend on each other, `jobs` at a time.
+class Processes:
+    """Processes that do steps; they start when there is the first thing to do, and end with the block.
 
     Args:
-        do: does one; it is sent once to every process, so it must be picklable.
-        progress: told what is done, in the steps' order.
-
-    Raises:
-        DataError: a process was killed, or a step raised it; of several, the first step's.
+        jobs: how many.
     """
-    with (
-        _threads(jobs),
-        ProcessPoolExecutor(
-            min(jobs, len(steps)), multiprocessing.get_context("spawn"), initializer=_begin, initargs=(do,)
-        ) as pool,
-    ):
-        running = [pool.submit(_one, step) for step in steps]
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._pool: ProcessPoolExecutor | None = None
+        self._shares = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._shares.close()
+
+    def run(self, do: Callable[[Step], None], steps: Sequence[Step], progress: Callable[[str], None]) -> None:
+        """Do steps that do not depend on each other.
+
+        Args:
+            do: does one; picklable. It travels with every step, for a few steps at a time.
+            progress: told what is done, in the steps' order.
+
+        Raises:
+            DataError: a process was killed, or a step raised it; of several, the first step's.
+        """
+        if self._pool is None:
+            self._shares.enter_context(_threads(self.jobs))
+            self._pool = ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"))
+        running = [self._pool.submit(do, step) for step in steps]
         try:
             for step, future in zip(steps, running, strict=True):
                 future.result()

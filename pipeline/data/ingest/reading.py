@@ -18,7 +18,7 @@ import polars as pl
 from pipeline.data.ingest import base
 from pipeline.data.ingest.events import bucket_of, raw, read_bucket, write_earlier, write_events
 from pipeline.data.ingest.ids import ALWAYS, KEYS_SCHEMA, Ids, first_days, list_parts
-from pipeline.data.ingest.parallel import Step, in_processes
+from pipeline.data.ingest.parallel import Processes, Step
 from pipeline.data.ingest.prepare import (
     SURFACES,
     Encoders,
@@ -29,7 +29,7 @@ from pipeline.data.ingest.prepare import (
     shared_vocabularies,
 )
 from pipeline.data.ingest.rates import with_residuals
-from pipeline.data.ingest.similarity import MOST_PAIRS, item_vectors
+from pipeline.data.ingest.similarity import chosen_slices, item_vectors, slice_of
 from pipeline.data.ingest.source import ROW
 from pipeline.data.ingest.spec import IngestSpec, VocabularySpec
 from pipeline.data.ingest.state import State, end_of
@@ -60,7 +60,7 @@ class Reading:
         previous: state of an earlier ingest to go on from.
         keep_state: whether to write the state for a later one.
         progress: told what begins.
-        jobs: processes that handle buckets.
+        processes: that handle buckets; this one alone if left out.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Reading:
         previous: State | None,
         keep_state: bool,
         progress: Callable[[str], None],
-        jobs: int = 1,
+        processes: Processes | None = None,
     ) -> None:
-        self.spec, self.inputs, self.buckets, self.jobs = spec, inputs, buckets, jobs
+        self.spec, self.inputs, self.buckets, self._processes = spec, inputs, buckets, processes or Processes(1)
         self._previous, self.keep_state, self.progress = previous, keep_state, progress
         self.identity: dict[str, Any] = {
             "spec": spec.model_dump(mode="json"),
@@ -95,8 +95,8 @@ class Reading:
     def _each(self, steps: Iterable[Step], write: Callable[..., None], *shared: Any) -> None:
         """Do steps that do not depend on each other: `write` gets a step's arguments, `shared`, and the folder."""
         todo = [step for step in steps if not self.work.done(step.name)]
-        if self.jobs > 1 and len(todo) > 1:
-            in_processes(partial(_do, self, write.__name__, shared), todo, self.jobs, self.progress)
+        if self._processes.jobs > 1 and len(todo) > 1:
+            self._processes.run(partial(_do, self, write.__name__, shared), todo, self.progress)
             return
         for step in todo:
             self._once(step.name, step.what, write, *step.arguments, *shared)
@@ -106,7 +106,7 @@ class Reading:
             yield Step(f"{name}-{bucket:04d}", f"{what} {bucket + 1}/{self.buckets}", (bucket,))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "progress": _silent}  # what tells people stays in its process
+        return {**self.__dict__, "progress": _silent, "_processes": Processes(1)}  # these stay where they are
 
     def at(self, folder: Path) -> Self:
         """The same steps in another folder, which is emptied."""
@@ -257,6 +257,13 @@ class Reading:
         path = self.work.path(f"prepared-{bucket:04d}") / f"{name}.parquet"
         return pl.read_parquet(path) if path.exists() else None
 
+    def _pairs(self) -> Iterator[pl.DataFrame]:
+        """User and item of earlier events, by bucket."""
+        for bucket in range(self.buckets):
+            path = self.work.path(f"prepared-{bucket:04d}") / "earlier.parquet"
+            if path.exists():
+                yield pl.read_parquet(path, columns=["_user", HISTORY_ITEM]).select(user="_user", item=HISTORY_ITEM)
+
     def _vectors(self, encoders: Encoders, out: Path) -> None:
         assert self.spec.causal.similarity is not None
         assert self.spec.history is not None
@@ -266,11 +273,11 @@ class Reading:
             vectors = np.zeros((item.size, len(known.columns)), np.float32)
             vectors[: len(known)] = known.to_numpy()
         else:
-            pairs: list[pl.DataFrame] = []
-            for bucket in range(self.buckets):
-                found = self.prepared(bucket, "earlier")
-                if found is not None and sum(map(len, pairs)) < MOST_PAIRS:
-                    pairs.append(found.select(user="_user", item=HISTORY_ITEM))
+            counts = np.zeros(4096, np.int64)
+            for found in self._pairs():
+                counts += np.bincount(slice_of(found["user"].to_numpy()), minlength=4096)
+            chosen = chosen_slices(counts)
+            pairs = [found.filter(pl.Series(chosen[slice_of(found["user"].to_numpy())])) for found in self._pairs()]
             empty = pl.DataFrame(schema={"user": pl.Int64, "item": pl.Int64})
             vectors = item_vectors(pl.concat([empty, *pairs]), item.size, self.spec.causal.similarity.dimension)
         (out / "vectors").mkdir()

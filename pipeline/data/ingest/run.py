@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.data.ingest.assemble import file_requests, merge
 from pipeline.data.ingest.describe import causal_features, dataset_schema
 from pipeline.data.ingest.load import load_spec
+from pipeline.data.ingest.parallel import Processes
 from pipeline.data.ingest.source import ROW, find_files, is_parquet, scan
 from pipeline.data.ingest.spec import IngestSpec
 from pipeline.data.ingest.stages import Inputs, Stages
@@ -63,17 +64,18 @@ def ingest(
         raise DataError("the folder already holds a log; choose another, or remove it first", file=str(out))
     before = None if previous is None else State.open(previous, loaded)
     inputs = find_inputs(loaded)
-    stages = Stages(
-        loaded,
-        inputs,
-        out / ".work",
-        buckets=max(bucket_count(loaded, inputs.logs, memory_gb), jobs),
-        previous=before,
-        keep_state=keep_state,
-        progress=progress or (lambda _: None),
-        jobs=jobs,
-    )
-    return _run(loaded, out, stages)
+    with Processes(jobs) as processes:
+        stages = Stages(
+            loaded,
+            inputs,
+            out / ".work",
+            buckets=max(bucket_count(loaded, inputs.logs, memory_gb), jobs),
+            previous=before,
+            keep_state=keep_state,
+            progress=progress or (lambda _: None),
+            processes=processes,
+        )
+        return _run(loaded, out, stages)
 
 
 def _run(spec: IngestSpec, out: Path, stages: Stages) -> Dataset:

@@ -34,6 +34,17 @@ def similarity_columns(spec: IngestSpec) -> list[str]:
     return [*rates, f"{how.name}_weight", f"{how.name}_affinity"]
 
 
+def slice_of(users: np.ndarray) -> np.ndarray:
+    """A number in [0, 4096) of each user, as good as random: what to choose users by, however they are cut."""
+    mixed = users.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(52)).astype(np.int64)
+
+
+def chosen_slices(pairs: np.ndarray) -> np.ndarray:
+    """Which slices of users vectors are made from, given the pairs of each: the first ones, up to `MOST_PAIRS`."""
+    return np.cumsum(pairs) - pairs < MOST_PAIRS
+
+
 def item_vectors(pairs: pl.DataFrame, items: int, dimension: int) -> np.ndarray:
     """Vectors [items, dimension] of length 1; zeros for items that too few users saw to say anything.
 

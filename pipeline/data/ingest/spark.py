@@ -65,18 +65,13 @@ def ingest_on_spark(
         DataError: a file, column or row is not what the spec says, or `out` already holds a log. What is first
             noticed on an executor arrives as Spark's own error, with the sentence in it.
     """
-    try:
-        import pyspark
-    except ModuleNotFoundError as error:
-        raise ConfigError("pyspark is not installed; install it with: pip install 'trefoil[spark]'") from error
-    if int(pyspark.__version__.split(".")[0]) < 4:
-        raise ConfigError(f"pyspark is {pyspark.__version__}; ingest needs 4 or later")
+    _require_pyspark()
     loaded = load_spec(spec, params)
-    refuse_what_spark_cannot(loaded)
     out = Path(out).resolve()
     if (out / DESCRIPTION).exists():
         raise DataError("the folder already holds a log; choose another, or remove it first", file=str(out))
     inputs = find_inputs(loaded)
+    refuse_what_spark_cannot(loaded, inputs)
     count = max(bucket_count(loaded, inputs.logs, memory_gb), session.sparkContext.defaultParallelism)
     shutil.rmtree(out / _WORK, ignore_errors=True)
     steps = SparkSteps(
@@ -95,6 +90,15 @@ def ingest_on_spark(
         for frame in kept:
             frame.unpersist()
         shutil.rmtree(out / _WORK, ignore_errors=True)
+
+
+def _require_pyspark() -> None:
+    try:
+        import pyspark
+    except ModuleNotFoundError as error:
+        raise ConfigError("pyspark is not installed; install it with: pip install 'trefoil[spark]'") from error
+    if int(pyspark.__version__.split(".")[0]) < 4:
+        raise ConfigError(f"pyspark is {pyspark.__version__}; ingest needs 4 or later")
 
 
 def _run(steps: SparkSteps, out: Path, session: Any, kept: list[Any]) -> Dataset:

@@ -12,6 +12,8 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.data.ingest.events import bucket_of, read_earlier, read_events, refuse_row
+from pipeline.data.ingest.reading import Inputs
+from pipeline.data.ingest.row_wise import is_row_wise
 from pipeline.data.ingest.source import ROW, derived, is_parquet
 from pipeline.data.ingest.spec import Files, IngestSpec
 from pipeline.errors import ConfigError, DataError
@@ -21,25 +23,26 @@ _PATH, _INDEX = "_path", "_index"
 Read = Callable[[IngestSpec, pl.LazyFrame, Path], pl.LazyFrame]
 
 
-def refuse_what_spark_cannot(spec: IngestSpec) -> None:
+def refuse_what_spark_cannot(spec: IngestSpec, inputs: Inputs) -> None:
     """Say which parts of a spec need the embedded engine.
+
+    Args:
+        inputs: the files that the spec names.
 
     Raises:
         ConfigError: some do: flat files that are not Parquet (Spark guesses the types of CSV otherwise than
             Polars does), or an expression whose value depends on other rows.
     """
-    problems = []
-    earlier = spec.history.earlier if spec.history else None
-    for what, files in (("log", spec.log), ("history.earlier", earlier)):
-        if files is not None and not all(is_parquet(files, Path(f)) for f in files.files):
+    problems: list[str] = []
+    named: list[tuple[str, Files, list[Path]]] = [("log", spec.log, inputs.logs)]
+    if spec.history is not None and spec.history.earlier is not None:
+        named.append(("history.earlier", spec.history.earlier, inputs.earlier))
+    for what, files, paths in named:
+        if not all(is_parquet(files, p) for p in paths):
             problems.append(f"{what}.files: must be Parquet (CSV has no types, and Spark guesses them in its own way)")
     for what, expression in _expressions(spec):
-        try:
-            found = pl.sql_expr(expression).meta
-        except pl.exceptions.PolarsError:
-            continue  # a column's name that is no SQL; reading says if it is neither
-        if not found.is_row_separable():
-            problems.append(f"{what}: {expression!r} looks at more than one row")
+        if not is_row_wise(expression):
+            problems.append(f"{what}: {expression!r} looks at more than one row, or may")
     if problems:
         raise ConfigError(
             f"spec {spec.name} cannot run on Spark; use `trefoil ingest`, or change:\n  - " + "\n  - ".join(problems)
@@ -133,7 +136,7 @@ def _events(
         for (name,), part in frame.partition_by(_PATH, as_dict=True, include_key=False).items():
             path = unquote(urlsplit(str(name)).path)
             rows = part.with_columns(pl.col(_INDEX).cast(pl.Int64) + 1).rename({_INDEX: ROW})
-            found = _frame(spec, files, rows.cast(schema), Path(path), read, buckets)
+            found = _frame(spec, files, rows.cast(pl.Schema({**schema, ROW: pl.Int64()})), Path(path), read, buckets)
             found = found.with_columns(pl.lit(known[path], dtype=pl.Int32).alias(FILE))
             yield from _plain(found.to_arrow()).to_batches()
 
