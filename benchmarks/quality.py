@@ -36,8 +36,8 @@ Arm = tuple[Callable[[], RunConfig], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    data: Path
-    """Folder of the log."""
+    data: Path | None = None
+    """Folder of the log that `trefoil ingest kuairand` wrote; without it nothing is measured, and says so."""
     arms: tuple[str, ...] = ("unified", "merged", "separate")
     """What to compare; the first is the reference."""
     seeds: int = 3
@@ -79,7 +79,7 @@ def arms() -> dict[str, Arm]:
     }
 
 
-def plan(settings: Settings) -> list[Run]:
+def plan(settings: Settings, data: Path) -> list[Run]:
     """Every run that the settings ask for.
 
     Raises:
@@ -88,7 +88,7 @@ def plan(settings: Settings) -> list[Run]:
     from pipeline.data.logs import Dataset
 
     known = arms()
-    days = Dataset.open(settings.data).days
+    days = Dataset.open(data).days
     if len(days) < settings.backtest_days + 2:
         raise ConfigError(f"{len(days)} days of log are too few for {settings.backtest_days} test days")
     runs = []
@@ -101,7 +101,7 @@ def plan(settings: Settings) -> list[Run]:
                     config = replace(recipe(), seed=seed, days=DaysConfig(last=day, validation=1, test=1))
                     mark = hashlib.sha256(config_to_json(config)).hexdigest()[:12]
                     out = settings.work / arm / f"{config.name}-{day}-{seed}-{mark}.parquet"
-                    runs.append(Run(arm=arm, config=config, day=day, data=settings.data, out=out))
+                    runs.append(Run(arm=arm, config=config, day=day, data=data, out=out))
     return runs
 
 
@@ -139,7 +139,7 @@ def execute(run: Run) -> str:
     return f"{run.out.name}: {seconds:.0f} s"
 
 
-def collect(settings: Settings, runs: list[Run]) -> dict[str, Any]:
+def collect(settings: Settings, data: Path, runs: list[Run]) -> dict[str, Any]:
     """Predictions by arm and seed, compared per day on identical rows."""
     from pipeline.data.logs import Dataset
     from pipeline.evaluate.compare import compare
@@ -148,7 +148,7 @@ def collect(settings: Settings, runs: list[Run]) -> dict[str, Any]:
     from pipeline.train.days import split_days
     from pipeline.train.judge import trivial_predictions
 
-    dataset = Dataset.open(settings.data)
+    dataset = Dataset.open(data)
     by_arm: dict[str, list[Predictions]] = {}
     for arm in settings.arms:
         of_arm = [r for r in runs if r.arm == arm]
@@ -180,13 +180,15 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     if settings.quick:
         settings = replace(settings, seeds=1, backtest_days=1, resamples=100)
-    runs = plan(settings)
     report = Report("quality", settings)
+    if settings.data is None:
+        return report.finish({"skipped": "give --data, a log written by `trefoil ingest kuairand`"})
+    runs = plan(settings, settings.data)
     context = multiprocessing.get_context("spawn")
     with context.Pool(settings.jobs, maxtasksperchild=1) as pool:
         for done, line in enumerate(pool.imap_unordered(execute, runs), 1):
             print(f"{done}/{len(runs)} {line}", file=sys.stderr, flush=True)
-    result = collect(settings, runs)
+    result = collect(settings, settings.data, runs)
     reference = settings.arms[0]
     figures: dict[str, Any] = {"kuairand_backtest_macro_auc": result["macro_auc"][reference][settings.task][0]}
     for arm in settings.arms[1:]:
