@@ -195,7 +195,6 @@ def test_a_right_import_is_let_through(module: str, source: str) -> None:
 HEAVY = ("torch", "torchrec", "mlflow", "polars", "pandas", "sklearn", "pyarrow")
 
 
-@pytest.mark.skipif(not (ROOT / "pipeline/cli").exists(), reason="pipeline.cli is not there yet")
 @pytest.mark.parametrize(
     "statement",
     [
