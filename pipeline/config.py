@@ -192,8 +192,6 @@ class RunConfig:
     sharding: ShardingConfig = ShardingConfig()
     tf32: bool = True
     """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
-    bf16: bool = False
-    """Autocast the dense part to bfloat16."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints; none given writes one at the end."""
     log_steps: int = 50

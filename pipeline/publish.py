@@ -129,11 +129,9 @@ def score_file(artifact: str, source: Path, out: Path) -> int:
     """
     quiet_dependencies()
     scorer = open_scorer(artifact)
-    scores = scorer.score(source)
+    frame = scorer.score_frame(source)
     names = [c for c in ("request_id", "user_id") if c in pq.read_schema(source).names]
     keys = pl.read_parquet(source, columns=names, hive_partitioning=False) if names else pl.DataFrame()
-    frame = pl.from_arrow(scores)
-    assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
     out.parent.mkdir(parents=True, exist_ok=True)
     keys.hstack(frame.rename({task: f"p_{task}" for task in scorer.signature.tasks})).write_parquet(out)
     return frame.height

@@ -163,7 +163,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         batches = self._agreed(self.loader.batches(self.position.epoch, self.position.step))
-        window = _LossWindow(self.config, self.ranks)
+        window = _LossWindow(self.config, self.ranks, waited_s=self.loader.waited_s)
         for outputs in self._progress(batches):
             self.position.step += 1
             window.add(outputs)
@@ -216,10 +216,11 @@ class Trainer:
 class _LossWindow:
     """Mean losses and rates between two reports. Closing it is the one place where a step waits for the device."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+    def __init__(self, config: RunConfig, ranks: Ranks, *, waited_s: float) -> None:
         self.config = config
         self.ranks = ranks
-        self.waited_before = 0.0
+        # The loader counts over all epochs.
+        self.waited_before = waited_s
         self._reset()
 
     def _reset(self) -> None:
