@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-EXTRAS = "dev,gbdt,kubernetes"
+EXTRAS = "dev,gbdt,kubernetes,sweep,notebooks,site,fuzz"
 SHIM = "requirements/fbgemm-gpu-cpu-shim"
 HEADER = """\
 # Written by `make lock` from pyproject.toml; do not edit.
