@@ -13,7 +13,7 @@ from pipeline.config import default_home
 from pipeline.data.logs import Dataset
 from pipeline.errors import RegistryError, unknown
 from pipeline.rollout.registry import ALIASES, CHALLENGER, Registry, model_name
-from pipeline.serve.artifact import ArtifactInfo, open_artifact
+from pipeline.serve.artifact import CONFIG, ArtifactInfo, open_artifact
 from pipeline.serve.export import export
 from pipeline.serve.mlflow_model import log_artifact_model
 from pipeline.serve.scorer import Scorer
@@ -46,9 +46,9 @@ def export_surface(
 
 
 def register_artifact(
-    artifact: Path, *, experiment: str, folder: Path, parent: str | None, console: Console
+    artifact: Path, *, experiment: str, folder: Path, parent: str | None, console: Console, challenger: bool = True
 ) -> dict[str, Any]:
-    """Log an artifact to MLflow as a pyfunc model and make it its surface's challenger.
+    """Log an artifact to MLflow as a pyfunc model and register it as a version of its surface's model.
 
     Args:
         artifact: folder of the artifact.
@@ -56,6 +56,7 @@ def register_artifact(
         folder: where the record of this run is kept until MLflow has it.
         parent: key of the training run's tracker, if there is one.
         console: where to say so.
+        challenger: make it its surface's challenger; `trefoil rollout run` does so only after the gates.
 
     Raises:
         ArtifactError: the artifact is missing or damaged.
@@ -74,9 +75,13 @@ def register_artifact(
     with tracker:
         tracker.log_metrics(_parity_metrics(info), step=0)
         uri = log_artifact_model(tracker, artifact)
-    version = Registry(default_home()).register(info.surface, uri, tags={"digest": info.digest})
-    console.print(f"registered {model_name(info.surface)} version {version.version} as {CHALLENGER}")
-    return {"model": model_name(info.surface), "version": version.version, "alias": CHALLENGER}
+    tags = {"digest": info.digest, "dataset": info.read(CONFIG)["checkpoint"]["dataset"]}
+    version = Registry(default_home()).register(info.surface, uri, tags=tags, challenger=challenger)
+    alias = CHALLENGER if challenger else None
+    console.print(
+        f"registered {model_name(info.surface)} version {version.version}" + (f" as {alias}" if alias else "")
+    )
+    return {"model": model_name(info.surface), "version": version.version, "alias": alias}
 
 
 def _parity_metrics(info: ArtifactInfo) -> dict[str, float]:
