@@ -168,6 +168,25 @@ class ShardingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    steps: int | None = None
+    """Steps between checkpoints; none given writes one at the end, and one when the run is told to leave."""
+    keep_newest: int = 2
+    """Checkpoints kept of those that have trained longest."""
+    best_metric: str | None = None
+    """Metric by which the best are kept too, such as train/click/loss or, day after day, next/hf/click/auc; none
+    given keeps the newest alone."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Whether the best has the lowest or the highest value of best_metric."""
+    keep_best: int = 1
+    """Checkpoints kept of the best, beside the newest."""
+    asynchronous: bool = True
+    """Write while training goes on; without it training waits for the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run, whole."""
 
@@ -192,8 +211,10 @@ class RunConfig:
     sharding: ShardingConfig = ShardingConfig()
     tf32: bool = True
     """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
-    checkpoint_steps: int | None = None
-    """Steps between checkpoints; none given writes one at the end."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    timeout_s: float = 600.0
+    """A rank that finishes no step for this long is taken for hung: the stacks of all ranks are written to the run's
+    folder and the job ends, for its launcher to start it again."""
     log_steps: int = 50
     """Steps between logged training metrics."""
     bootstrap_resamples: int = 200
@@ -206,7 +227,8 @@ class RunConfig:
                 epochs=self.epochs,
                 log_steps=self.log_steps,
                 bootstrap_resamples=self.bootstrap_resamples,
-                **{"checkpoint_steps": self.checkpoint_steps if self.checkpoint_steps is not None else 1},
+                **{"checkpoint.steps": 1 if self.checkpoint.steps is None else self.checkpoint.steps},
+                **{f"checkpoint.{k}": getattr(self.checkpoint, k) for k in ("keep_newest", "keep_best")},
                 **{f"loader.{k}": getattr(self.loader, k) for k in ("requests_per_batch", "lanes", "window")},
                 **{
                     f"loader.{k}": 1 if getattr(self.loader, k) is None else getattr(self.loader, k)
@@ -242,6 +264,8 @@ class RunConfig:
             problems.append("loader.surface_weights and loader.temperature are both given; choose one")
         if self.days.first and self.days.last and self.days.first > self.days.last:
             problems.append(f"days.first {self.days.first} is after days.last {self.days.last}")
+        if not self.timeout_s > 0:
+            problems.append(f"timeout_s is {self.timeout_s}; it must be positive")
         history = self.model.history
         if history.kind == "transformer" and history.width % history.heads:
             problems.append(

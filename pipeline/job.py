@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,18 @@ from pipeline.evaluate.report import MODEL, as_dict, print_report
 from pipeline.publish import export_surface, register_artifact
 from pipeline.tracking import Tracker, metric_name
 from pipeline.train import checkpoint
+from pipeline.train.checkpoint import WarmStart
 from pipeline.train.days import split_days
 from pipeline.train.judge import PredictionCollector, gather, judge
 from pipeline.train.sharding import Ranks, describe_plan, joined
+from pipeline.train.supervision import Supervision, stacks_file
 from pipeline.train.trainer import Trainer
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
+STATUS = "status.json"
+# A rank that hangs writes its stacks this much before the others give up waiting for it.
+COLLECTIVE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,29 +47,43 @@ class JobResult:
     Args:
         folder: of the run.
         checkpoint: the last one.
+        stopped: whether the run was told to leave before its end; run again, it goes on.
         comparison: the model on the test days beside its baselines; None on ranks other than the first.
         run_key: key of the run's tracker; None on ranks other than the first.
     """
 
     folder: Path
     checkpoint: Path
+    stopped: bool
     comparison: Comparison | None
     run_key: str | None
 
 
-def run(config: RunConfig, data: Path, folder: Path, *, console: Console) -> JobResult:
+def run(
+    config: RunConfig,
+    data: Path,
+    folder: Path,
+    *,
+    console: Console,
+    warm: Path | None = None,
+    fresh: tuple[str, ...] = (),
+) -> JobResult:
     """Train, validate and test; every rank calls this. A folder that holds checkpoints is gone on with.
+
+    On SIGTERM all ranks save after the same step and return (`JobResult.stopped`).
 
     Args:
         config: the run.
         data: folder of the log.
         folder: of the run: config.json, checkpoints/, predictions/, metrics.json.
         console: where the first rank tells of progress.
+        warm: checkpoint of another run whose weights to start from, where the folder holds no checkpoint yet.
+        fresh: names or patterns of what keeps its first values all the same.
 
     Raises:
         TrefoilError: the run does not fit the log, or the folder holds another run.
     """
-    with joined() as ranks:
+    with member(config, folder) as (ranks, supervision):
         dataset = Dataset.open(data)
         if ranks.is_first:
             _claim(folder, config)
@@ -77,15 +99,78 @@ def run(config: RunConfig, data: Path, folder: Path, *, console: Console) -> Job
         )
         with tracker:
             reporter = ConsoleReporter(console, tracker)
-            trainer = Trainer(config, dataset, ranks, folder / "checkpoints", reporter)
-            last = checkpoint.newest(folder / "checkpoints")
-            if last is not None:
-                trainer.resume(last)
+            trainer = Trainer(config, dataset, ranks, folder / "checkpoints", reporter, supervision)
+            if not go_on(trainer, folder, console) and warm is not None:
+                report = checkpoint.warm_start(warm, trainer.model, dataset.schema, fresh=fresh)
                 if ranks.is_first:
-                    console.print(f"going on from {last}")
+                    _tell_warm_start(report, folder, console)
             path = trainer.train()
-            comparison = _judge(trainer, folder, console, tracker)
-        return JobResult(folder=folder, checkpoint=path, comparison=comparison, run_key=tracker.key)
+            comparison = None if trainer.stopped else _judge(trainer, folder, console, tracker)
+        write_status(folder, ranks, "pre-empted" if trainer.stopped else "finished", checkpoint=path.name)
+        return JobResult(
+            folder=folder, checkpoint=path, stopped=trainer.stopped, comparison=comparison, run_key=tracker.key
+        )
+
+
+@contextmanager
+def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision]]:
+    """This process as a rank of a run: told of SIGTERM, watched, its state written to RUN/status.json."""
+    stacks = stacks_file(folder, int(os.environ.get("RANK", "0")))
+    with (
+        Supervision(stacks, config.timeout_s) as supervision,
+        # Ranks that wait for a hung one must outlive the watch, so that it can write their stacks too.
+        joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S) as ranks,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_status(folder, ranks, "running")
+        try:
+            yield ranks, supervision
+        except BaseException as error:
+            write_status(folder, ranks, "failed", error=str(error).splitlines()[:1])
+            raise
+
+
+def write_status(folder: Path, ranks: Ranks, state: str, **more: object) -> None:
+    """Say in RUN/status.json how far a run is: running, pre-empted, finished or failed. The first rank writes."""
+    if ranks.is_first:
+        status = {"state": state, "ranks": ranks.world_size, "time": datetime.now(UTC).isoformat(), **more}
+        beside = folder / f".{STATUS}.writing"
+        beside.write_text(json.dumps(status, indent=1) + "\n")
+        os.replace(beside, folder / STATUS)
+
+
+def go_on(trainer: Trainer, folder: Path, console: Console) -> bool:
+    """Resume from the newest checkpoint that is whole; returns whether there was one.
+
+    Raises:
+        CheckpointError: no checkpoint of the folder is whole, or they are of another run.
+    """
+    path, problems = trainer.writer.shelf.newest_good(trainer.ranks)
+    if path is not None:
+        trainer.resume(path)
+    if trainer.ranks.is_first:
+        for problem in problems:
+            console.print(f"warning: {problem.removesuffix('; use another checkpoint')}; set aside as NAME.damaged")
+        if path is not None:
+            console.print(f"going on from {path}")
+        for stacks in sorted((folder / "stacks").glob("*.txt")):
+            if stacks.stat().st_size:
+                console.print(f"note: a rank hung before; its stacks are in {stacks}")
+    return path is not None
+
+
+def _tell_warm_start(report: list[WarmStart], folder: Path, console: Console) -> None:
+    """Print what became of each table, the dense parameters in numbers; all of it goes to RUN/warm_start.json."""
+    table = Table(title="warm start")
+    for heading in ("table", "", "in the checkpoint", "here"):
+        table.add_column(heading)
+    for row in report:
+        if row.is_table:
+            table.add_row(row.name, row.fate, *("x".join(map(str, s)) if s else "-" for s in (row.source, row.target)))
+    console.print(table)
+    fates = Counter(row.fate for row in report if not row.is_table)
+    console.print("dense parameters: " + (", ".join(f"{n} {fate}" for fate, n in sorted(fates.items())) or "none"))
+    (folder / "warm_start.json").write_text(json.dumps([asdict(row) for row in report], indent=1) + "\n")
 
 
 def register(result: JobResult, data: Path, *, console: Console) -> dict[str, Any]:
@@ -161,6 +246,8 @@ def _judge(trainer: Trainer, folder: Path, console: Console, tracker: Tracker) -
             continue
         collector = PredictionCollector(trainer.config.surfaces, trainer.config.tasks)
         trainer.predict(days, collector.add)
+        if trainer.stopped:
+            return None
         predictions = gather(collector, folder / "predictions" / f"{split}.parquet", trainer.ranks, trainer.dataset)
         if predictions is not None:
             comparison = _report(trainer, split, predictions, folder, console, tracker)
@@ -247,4 +334,9 @@ def is_worker() -> bool:
 def summary(result: JobResult) -> dict[str, Any]:
     """The job's result as JSON-able values."""
     compared = as_dict(result.comparison) if result.comparison is not None else None
-    return {"run": str(result.folder), "checkpoint": str(result.checkpoint), "test": compared}
+    return {
+        "run": str(result.folder),
+        "checkpoint": str(result.checkpoint),
+        "stopped": result.stopped,
+        "test": compared,
+    }

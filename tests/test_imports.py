@@ -42,8 +42,15 @@ MAY_DISTRIBUTE = {
     "pipeline.train.sharding": DISTRIBUTING,
     # runs the pipeline that overlaps the exchange of ids with training
     "pipeline.train.trainer": ("torchrec.distributed.train_pipeline",),
-    # saves and loads shards of the model that sharding made
-    "pipeline.train.checkpoint": ("torch.distributed.checkpoint", "torchrec.distributed.model_parallel"),
+    # save and load shards of the model that sharding made
+    "pipeline.train.checkpoint.files": ("torch.distributed.checkpoint",),
+    "pipeline.train.checkpoint.writer": ("torch.distributed.checkpoint", "torchrec.distributed.model_parallel"),
+    "pipeline.train.checkpoint.reading": (
+        "torch.distributed.checkpoint",
+        "torch.distributed._shard.sharded_tensor",
+        "torchrec.distributed.model_parallel",
+    ),
+    "pipeline.train.checkpoint.warm": ("torchrec.distributed.model_parallel",),
     # fills each rank's shards of a table with the rows that an unsharded table has
     "pipeline.train.tables": ("torch.distributed._shard.sharded_tensor",),
     # asks which backends this build of torch has; joins nothing
@@ -183,7 +190,7 @@ def test_a_planted_violation_is_caught(module: str, source: str, problem: str) -
     ("module", "source"),
     [
         ("pipeline.serve.export", "from pipeline.data.batch import Batch\nfrom pipeline.serve import scorer"),
-        ("pipeline.train.checkpoint", "import torch.distributed.checkpoint as dcp"),
+        ("pipeline.train.checkpoint.writer", "import torch.distributed.checkpoint as dcp"),
         ("pipeline.data.batch", "from components.inputs import ModelInputs\nfrom . import order"),
         ("torchx_specs.train", "import re\nfrom torchx import specs\nfrom torchx_specs.launch import ranks"),
     ],

@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "score a log's days with a checkpoint, per surface and task",
     "compare": "differences between runs on the same rows, paired",
     "export": "make one surface's serving artifact from a checkpoint, and register it",
+    "unshard": "write a checkpoint to one file of plain tensors",
     "score": "score a file of rows with an artifact",
     "recipes": "the shipped recipes",
     "doctor": "what works on this machine and what does not",

@@ -36,6 +36,10 @@ class Args:
     """Processes on this machine; under torchrun or TorchX leave it out."""
     run_dir: Path | None = None
     """Folder of the run; one that holds checkpoints is gone on with. None given makes a new one."""
+    warm_start: Path | None = None
+    """Checkpoint of another recipe or log to take weights from; tables that got more ids keep their rows."""
+    fresh: tuple[str, ...] = ()
+    """With --warm-start: tables or parameters (names or patterns) that start anew although the checkpoint has them."""
     register: bool = False
     """Export every surface afterwards and register it as challenger."""
     json: bool = False
@@ -54,10 +58,15 @@ def main(argv: list[str]) -> int:
     if not job.is_worker() and args.nproc > 1:
         return _launch(argv, args.nproc, folder if args.run_dir is None else None)
     out = console(args.json)
-    result = job.run(args.config, args.data, folder, console=out)
+    if args.fresh and args.warm_start is None:
+        raise ConfigError("--fresh is given without --warm-start, which it is about")
+    result = job.run(args.config, args.data, folder, console=out, warm=args.warm_start, fresh=args.fresh)
     if not job.is_first():
         return 0
     summary = job.summary(result)
+    if result.stopped:
+        out.print(f"\ntold to leave: saved {result.checkpoint}; the same command with --run-dir {folder} goes on")
+        return finish(summary, args.json)
     if args.register:
         summary["registered"] = job.register(result, args.data, console=out)
     out.print(f"\nrun {result.folder}\ncheckpoint {result.checkpoint}")

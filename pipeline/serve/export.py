@@ -47,7 +47,7 @@ from pipeline.serve.scorer import Scorer, load_program
 from pipeline.serve.signature import Signature, served_schema, signature_to_json
 from pipeline.serve.tables import TableDtype
 from pipeline.train import checkpoint as checkpoints
-from pipeline.train.build import ModelPlan, build_task
+from pipeline.train.build import ModelPlan
 from pipeline.train.checkpoint import CheckpointState
 from pipeline.train.tables import table_of
 
@@ -165,8 +165,7 @@ class _Job:
 
     def write_program(self, *, compile: bool, key_maps: tuple[str, ...]) -> None:
         """Write the program, compiled too if asked, the signature and the run's configuration."""
-        task = build_task(self.plan, table_device=torch.device("cpu"))
-        checkpoints.load_unsharded(self.checkpoint, task)
+        task = checkpoints.load_task(self.checkpoint, self.plan)
         layout, surface = self.signature.layout, self.signature.surface
         served = ServingModel(model=task.model, layout=layout, dtype=self.signature.dtype)
         rows = made_up_requests(
@@ -246,8 +245,7 @@ def trainer_scores(
         block: the requests.
     """
     plan = state.plan
-    task = build_task(plan, table_device=torch.device("cpu"))
-    checkpoints.load_unsharded(checkpoint, task)
+    task = checkpoints.load_task(checkpoint, plan)
     task.eval()
     empty = {
         s: block_from_arrow(

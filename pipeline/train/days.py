@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.config import DaysConfig
@@ -16,6 +17,28 @@ class DaySplit:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One day of continuous training.
+
+    Args:
+        day: the day to train on.
+        first_epoch: passes over earlier days.
+        moments: of numeric features, as the first day fixed them; None on the first day.
+        days_done: digest of each day that was trained on before.
+    """
+
+    day: str
+    first_epoch: int
+    moments: Mapping[str, tuple[float, float]] | None
+    days_done: Mapping[str, str]
+
+    @property
+    def split(self) -> DaySplit:
+        """Training on this day alone."""
+        return DaySplit(train=(self.day,), validation=(), test=())
 
 
 def split_days(dataset: Dataset, config: DaysConfig) -> DaySplit:

@@ -19,7 +19,6 @@ from pipeline.evaluate.predictions import Predictions, write_predictions
 from pipeline.evaluate.report import lineup
 from pipeline.schema import REQUEST_ID
 from pipeline.train import checkpoint
-from pipeline.train.build import build_task
 from pipeline.train.sharding import Ranks
 from pipeline.train.task import StepOutputs
 
@@ -105,8 +104,7 @@ def score_days(path: Path, dataset: Dataset, days: tuple[str, ...]) -> Predictio
             "spec and vocabularies"
         )
     plan = state.plan
-    task = build_task(plan, table_device=torch.device("cpu"))
-    checkpoint.load_unsharded(path, task)
+    task = checkpoint.load_task(path)
     task.eval()
     collector = PredictionCollector(state.config.surfaces, state.config.tasks)
     with torch.no_grad():

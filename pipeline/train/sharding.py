@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,10 @@ from pipeline.errors import ConfigError, unknown
 from pipeline.train.quiet import quiet_dependencies
 from pipeline.train.tables import table_of
 
+Value = TypeVar("Value")
+
+# How long a thread beside training waits for its peers: as long as the slowest may take to write its shards.
+APART_TIMEOUT_S = 3600
 SPARSE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam, "sgd": SGD}
 # Share of a device's memory that the planner leaves to dense parameters, activations and buffers.
 RESERVED_MEMORY = 0.3
@@ -72,10 +77,24 @@ class Ranks:
     def barrier(self) -> None:
         dist.barrier(group=self.host_group)
 
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, in order of rank, on every rank; for small Python objects."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def apart(self) -> Ranks:
+        """The same ranks with a host group of their own, for a thread beside training; every rank calls this."""
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=APART_TIMEOUT_S))
+        return replace(self, host_group=cast(dist.ProcessGroup, group))
+
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(*, timeout_s: float = 600) -> Iterator[Ranks]:
     """Join the process group that the launcher (torchrun, TorchX) describes in the environment, or be alone.
+
+    Args:
+        timeout_s: a collective that takes longer is an error on the ranks that wait in it.
 
     Raises:
         ConfigError: the launcher started more local ranks than there are GPUs.
@@ -94,12 +113,15 @@ def joined() -> Iterator[Ranks]:
     # TorchRec reads it too, and a single process has no launcher that would set it.
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(world_size))
     quiet_dependencies()
+    timeout = timedelta(seconds=timeout_s)
     if world_size > 1:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     world = cast(dist.ProcessGroup, dist.group.WORLD)
-    host_group = world if backend == "gloo" else cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+    host_group = (
+        world if backend == "gloo" else cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))
+    )
     try:
         yield Ranks(rank=rank, world_size=world_size, device=device, host_group=host_group)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ from pipeline.errors import DataError, TrefoilError
 from pipeline.schema import Kind
 from pipeline.train import checkpoint
 from pipeline.train.build import build_task, model_plan
-from pipeline.train.days import DaySplit, split_days
+from pipeline.train.days import DaySplit, Lesson, split_days
 from pipeline.train.sharding import Ranks, build_optimizer, shard
+from pipeline.train.supervision import Supervision
 from pipeline.train.tables import fill_tables, table_of
 from pipeline.train.task import StepOutputs
 
@@ -57,21 +59,36 @@ class Trainer:
         ranks: this process among its peers.
         folder: where checkpoints go.
         reporter: told of progress on the first rank; None for silence.
+        supervision: says when to leave, and is told of every step.
+        lesson: the day to train on in continuous training; None trains on the days of the configuration.
+
+    Attributes:
+        stopped: whether the run was told to leave, as all ranks agree; what was reached is saved.
 
     Raises:
         ConfigError, SchemaError, DataError: the run does not fit the log.
     """
 
     def __init__(
-        self, config: RunConfig, dataset: Dataset, ranks: Ranks, folder: Path, reporter: Reporter | None = None
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        ranks: Ranks,
+        folder: Path,
+        reporter: Reporter | None = None,
+        supervision: Supervision | None = None,
+        lesson: Lesson | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.ranks = ranks
         self.folder = folder
         self.reporter = reporter if ranks.is_first else None
-        self.days: DaySplit = split_days(dataset, config.days)
-        moments = {
+        self.supervision = supervision or Supervision()
+        self.lesson = lesson
+        self.stopped = False
+        self.days: DaySplit = lesson.split if lesson is not None else split_days(dataset, config.days)
+        moments = (lesson.moments if lesson is not None else None) or {
             f.name: dataset.numeric_moments(f.name, self.days.train) for f in dataset.schema.select(kind=Kind.NUMERIC)
         }
         self.plan = model_plan(config, dataset.schema, moments)
@@ -86,7 +103,12 @@ class Trainer:
         self.model = self._sharded_model()
         self.total_steps = self.loader.steps * config.epochs
         self.optimizer = build_optimizer(self.model, config.optimizer, total_steps=self.total_steps)
-        self.position = Position()
+        self.first_epoch = lesson.first_epoch if lesson is not None else 0
+        self.position = Position(self.first_epoch)
+        self.writer = checkpoint.CheckpointWriter(folder, config.checkpoint, ranks, self.supervision.beat)
+        # Name and metrics of what was last saved or loaded.
+        self._saved = ""
+        self._metrics: dict[str, float] = {}
         pipeline = TrainPipelineSparseDist if config.sharding.pipeline else TrainPipelineBase
         self.pipeline = pipeline(self.model, self.optimizer, ranks.device)
 
@@ -130,14 +152,16 @@ class Trainer:
         Raises:
             CheckpointError: it is of another run, or damaged.
         """
-        state = checkpoint.resume(path, self.state, self.model, self.optimizer)
+        growing = self.lesson is not None
+        state = checkpoint.resume(path, self.state, self.model, self.optimizer, growing=growing)
         self.position = Position(state.epoch, state.step)
+        self._saved = state.name
 
     @property
     def state(self) -> checkpoint.CheckpointState:
         """What a checkpoint written now would say of itself."""
         return checkpoint.CheckpointState(
-            format_version=1,
+            format_version=2,
             config=self.config,
             schema=self.dataset.schema,
             moments=dict(self.plan.moments),
@@ -145,21 +169,33 @@ class Trainer:
             training_days=self.days.train,
             epoch=self.position.epoch,
             step=self.position.step,
+            days_done=dict(self.lesson.days_done) if self.lesson is not None else {},
         )
 
     def train(self) -> Path:
-        """Train to the end; returns the last checkpoint."""
+        """Train to the end, or until told to leave (`stopped`); returns the last checkpoint.
+
+        Raises:
+            CheckpointError: a checkpoint could not be written.
+        """
         if self.reporter is not None:
             self.reporter.plan(self)
         self.model.train()
-        while self.position.epoch < self.config.epochs:
+        while self.position.epoch < self.first_epoch + self.config.epochs and not self.stopped:
             self._train_epoch()
-            self.position = Position(self.position.epoch + 1, 0)
-        return self.save()
+            if not self.stopped:
+                self.position = Position(self.position.epoch + 1, 0)
+        path = self.save()
+        self.writer.finish()
+        return path
 
     def save(self) -> Path:
-        """Write a checkpoint of the position reached; every rank calls this."""
-        return checkpoint.save(self.folder, self.state, self.model, self.optimizer, self.ranks)
+        """Begin to write a checkpoint of the position reached, if there is none yet; every rank calls this."""
+        state = self.state
+        if state.name != self._saved:
+            self.writer.save(state, self.model, self.optimizer, metrics=self._metrics)
+            self._saved = state.name
+        return self.folder / state.name
 
     def _train_epoch(self) -> None:
         batches = self._agreed(self.loader.batches(self.position.epoch, self.position.step))
@@ -169,20 +205,29 @@ class Trainer:
             window.add(outputs)
             if self.position.step % self.config.log_steps == 0 or self.position.step == self.loader.steps:
                 metrics = window.close(self.loader.waited_s)
+                metrics["train/checkpoint_stall_s"] = self.writer.stalled_s
+                self._metrics = metrics
                 metrics |= {f"train/{n}_lr": float(o.param_groups[0]["lr"]) for n, o in self.optimizer.optimizers}
                 self._report(metrics)
-            every = self.config.checkpoint_steps
+            every = self.config.checkpoint.steps
             if every and self.position.step % every == 0 and self.position.step < self.loader.steps:
                 self.save()
 
     def _progress(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
         """Steps of the pipeline until the batches end."""
         while True:
+            torch.manual_seed(self._step_seed())
             try:
                 outputs = self.pipeline.progress(batches)
             except StopIteration:
                 return
+            self.supervision.beat()
             yield outputs
+
+    def _step_seed(self) -> int:
+        """Seed of what is random within the next step (dropout): no state to save, and the same when resumed."""
+        key = f"{self.config.seed}/{self.position.epoch}/{self.position.step}/{self.ranks.rank}"
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
 
     def predict(self, days: tuple[str, ...], consume: Callable[[str, StepOutputs], None]) -> None:
         """Score days in order, each whole, with the model as it stands; every rank calls this.
@@ -194,6 +239,8 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             for day in days:
+                if self.stopped:
+                    break
                 loader = self.make_loader((day,), scoring=True)
                 for outputs in self._progress(self._agreed(loader.batches(0))):
                     consume(day, outputs)
@@ -201,10 +248,15 @@ class Trainer:
 
     def _agreed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches whose losses are divided by the mean total over ranks, so that their gradients' mean is the
-        gradient of the mean over the global batch, however rows fell to ranks."""
+        gradient of the mean over the global batch, however rows fell to ranks. The same exchange carries whether a
+        rank must stop, so that batches end after the same one on all."""
         for batch in batches:
-            total = self.ranks.sum(batch.task_normalizer)
-            yield replace(batch, task_normalizer=total / self.ranks.world_size)
+            must_stop = self.supervision.leaving or self.writer.failed
+            total = self.ranks.sum(torch.cat([batch.task_normalizer, batch.task_normalizer.new_tensor([must_stop])]))
+            yield replace(batch, task_normalizer=total[:-1] / self.ranks.world_size)
+            if total[-1] > 0:
+                self.stopped = True
+                return
 
     def _report(self, metrics: dict[str, float]) -> None:
         if self.reporter is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config import CheckpointConfig
 from pipeline.data.simulate import SimulationConfig, simulate
 from pipeline.train.checkpoint import newest
 from tests.distributed.ranks import run_ranks
@@ -24,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config() -> Any:
-    return replace(tiny_config(), checkpoint_steps=3)
+    return replace(tiny_config(), checkpoint=CheckpointConfig(steps=3, keep_newest=99))
 
 
 @pytest.fixture(scope="module")

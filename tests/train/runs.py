@@ -96,10 +96,4 @@ def predictions(results: list[dict[str, Any]]) -> dict[tuple[str, int, int], tup
 
 def parameters(path: Path) -> dict[str, np.ndarray]:
     """Every parameter of a checkpoint, unsharded."""
-    import torch
-
-    from pipeline.train.build import build_task
-
-    task = build_task(checkpoint.read_state(path).plan, table_device=torch.device("cpu"))
-    checkpoint.load_unsharded(path, task)
-    return {name: value.detach().numpy() for name, value in task.state_dict().items()}
+    return {name: value.detach().numpy() for name, value in checkpoint.load_task(path).state_dict().items()}

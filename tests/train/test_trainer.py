@@ -116,7 +116,7 @@ def damaged(trained: Path, folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("state.json", "holds no state.json"), (".metadata", "index .metadata is missing")]
+    ("name", "message"), [("state.json", "holds no state.json"), (".metadata", "damaged: .metadata is missing")]
 )
 def test_a_damaged_checkpoint_is_one_clear_error(trained: Path, tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(TrefoilError, match=message):
