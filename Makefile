@@ -25,7 +25,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow demo bench ui clean
+.PHONY: help setup lock lint format test slow slurm demo bench ui clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,10 @@ test: lint ## set-up, lint and every test that is not slow
 
 slow: setup ## the tests that the suite leaves out
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+slurm: setup ## two-node Slurm on this machine: TorchX jobs, a node that dies, a job requeued (as root; Debian)
+	tests/slurm/cluster.sh install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/slurm $(PYTEST_ARGS)
 
 demo: setup ## simulated logs to a trained, exported and registered model, through TorchX on two ranks
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(DEMO)
