@@ -13,7 +13,6 @@ is a feed of short videos.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -28,7 +27,7 @@ from typing import Any
 import tyro
 
 from benchmarks.common import Report
-from pipeline.config import DaysConfig, RunConfig, config_to_json
+from pipeline.config import DaysConfig, RunConfig
 from pipeline.errors import ConfigError, unknown
 
 Arm = tuple[Callable[[], RunConfig], ...]
@@ -99,8 +98,7 @@ def plan(settings: Settings, data: Path) -> list[Run]:
             for day in days[-settings.backtest_days :]:
                 for recipe in known[arm]:
                     config = replace(recipe(), seed=seed, days=DaysConfig(last=day, validation=1, test=1))
-                    mark = hashlib.sha256(config_to_json(config)).hexdigest()[:12]
-                    out = settings.work / arm / f"{config.name}-{day}-{seed}-{mark}.parquet"
+                    out = settings.work / arm / f"{config.name}-{day}-{seed}.parquet"
                     runs.append(Run(arm=arm, config=config, day=day, data=data, out=out))
     return runs
 
@@ -127,7 +125,7 @@ def execute(run: Run) -> str:
         seconds = time.perf_counter() - start
         shutil.rmtree(trainer.folder)
         collector = PredictionCollector(run.config.surfaces, run.config.tasks)
-        trainer.predict(trainer.days.test, collector.add)
+        trainer.predict(trainer.days.validation + trainer.days.test, collector.add)
         predictions = gather(collector, run.out.with_suffix(".gathered.parquet"), ranks, dataset)
         assert predictions is not None, "one rank is the first"
         impressions = sum(p.impressions for s in run.config.surfaces for p in dataset.partitions(s, trainer.days.train))

@@ -47,8 +47,13 @@ from components.inputs import ModelInputs
 from components.late_fusion import LateFusion
 from components.mmoe import MMoE, SharedBottom
 from components.names import check_names, surface_key
+from components.ple import PLE
+from components.residual_towers import ResidualTowers
+from components.star import StarTowers
 from components.towers import SharedTower, Towers
 from components.trunk import Trunk
+
+AnyTowers = Towers | ResidualTowers | StarTowers | SharedTower
 
 
 class ModelOutputs(NamedTuple):
@@ -72,7 +77,7 @@ class EngagementBody(nn.Module):
         request: builds the request vector.
         candidate: builds the candidate vector, which is also what asks the history.
         trunk: shared part; its candidate width is that of candidate vector and history together.
-        towers: per surface or shared.
+        towers: per surface, shared, or both.
         calibration: per surface, shared or none.
         history: reads the history for each candidate, or None.
         mixture: experts or a shared perceptron between trunk and towers, or None.
@@ -91,10 +96,10 @@ class EngagementBody(nn.Module):
         request: RequestVector,
         candidate: CandidateVector,
         trunk: Trunk,
-        towers: Towers | SharedTower,
+        towers: AnyTowers,
         calibration: SurfaceCalibration | GlobalCalibration | IdentityCalibration,
         history: HistoryBlock | None = None,
-        mixture: MMoE | SharedBottom | None = None,
+        mixture: MMoE | PLE | SharedBottom | None = None,
         late: Mapping[str, LateFusion] | None = None,
     ) -> None:
         super().__init__()
@@ -144,14 +149,15 @@ class EngagementBody(nn.Module):
         stray = sorted(set(late) - set(self.surfaces))
         if stray:
             raise ValueError(f"late names surfaces {stray}, which are not among {list(self.surfaces)}")
-        if late and isinstance(self.towers, SharedTower):
-            raise ValueError(f"late fusion of {sorted(late)} needs Towers; a SharedTower has no place for it")
+        if late and not isinstance(self.towers, Towers | ResidualTowers):
+            name = type(self.towers).__name__
+            raise ValueError(f"late fusion of {sorted(late)} needs Towers; a {name} has no place for it")
         shared = self.request.keys | self.candidate.keys
         for surface, block in late.items():
             both = sorted(block.keys & shared)
             if both:
                 raise ValueError(f"{both} stand both in the shared vectors and in the late fusion of {surface!r}")
-        expected: dict[str, int] = self.towers.late_dims if isinstance(self.towers, Towers) else {}
+        expected: dict[str, int] = getattr(self.towers, "late_dims", {})
         for surface in self.surfaces:
             wants = expected.get(surface, 0)
             gives = late[surface].out_dim if surface in late else 0

@@ -67,8 +67,9 @@ class LoaderConfig:
 class HistoryConfig:
     """What becomes of a user's history."""
 
-    kind: Literal["transformer", "target", "mean", "none"] = "transformer"
-    """Transformer encoder with candidates attending to it; target attention over bare events; mean; nothing."""
+    kind: Literal["transformer", "attention", "target", "din", "mean", "none"] = "transformer"
+    """Transformer encoder with candidates attending to it; the same attention over bare events; a small activation
+    unit with softmax over bare events; DIN's unit as published; their mean; nothing."""
     width: int = 32
     """Width of an encoded event."""
     layers: int = 1
@@ -99,10 +100,14 @@ class ProjectionConfig:
 class MixtureConfig:
     """What lies between the trunk and the towers."""
 
-    kind: Literal["mmoe", "shared_bottom", "none"] = "mmoe"
-    """Experts with gates per surface and task; one shared layer; nothing."""
+    kind: Literal["mmoe", "ple", "shared_bottom", "none"] = "mmoe"
+    """Experts with gates per surface and task; own beside shared experts (PLE); one shared layer; nothing."""
     experts: int = 4
-    """Experts of an MMoE."""
+    """Experts of an MMoE; shared experts of a PLE."""
+    own_experts: int = 1
+    """Experts of each surface at each level of a PLE."""
+    levels: int = 2
+    """Levels of a PLE."""
     hidden: tuple[int, ...] = (64,)
     """Sizes of the layers of each expert."""
 
@@ -126,8 +131,8 @@ class ModelConfig:
     surface_gate: bool = False
     """Gate the trunk's input by surface (EPNet)."""
     mixture: MixtureConfig = MixtureConfig()
-    towers: Literal["per_surface", "shared"] = "per_surface"
-    """A tower tree for each surface, or one for all."""
+    towers: Literal["per_surface", "residual", "star", "shared"] = "per_surface"
+    """A tower tree for each surface; one for all plus a correction for each; STAR's network; one for all."""
     tower_hidden: tuple[int, ...] = (32,)
     """Sizes of a tower's layers."""
     late_fusion: bool = True
@@ -267,9 +272,14 @@ class RunConfig:
         if not self.timeout_s > 0:
             problems.append(f"timeout_s is {self.timeout_s}; it must be positive")
         history = self.model.history
-        if history.kind == "transformer" and history.width % history.heads:
+        if history.kind in ("transformer", "attention") and history.width % history.heads:
             problems.append(
                 f"model.history.width {history.width} is not a multiple of model.history.heads {history.heads}"
+            )
+        if self.model.towers == "star" and self.model.mixture.kind in ("mmoe", "ple"):
+            problems.append(
+                "model.towers is star, which reads one vector a row, and model.mixture gives one a task; "
+                "set model.mixture.kind to none or shared_bottom"
             )
         return problems
 

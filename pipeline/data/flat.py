@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.data.logs import Dataset
 from pipeline.errors import SchemaError
-from pipeline.schema import HISTORY_ITEM, REQUEST_ID, USER_ID, WEIGHT, DatasetSchema, Kind, Level
+from pipeline.schema import HISTORY_ITEM, REQUEST_ID, TIMESTAMP_MS, USER_ID, WEIGHT, DatasetSchema, Kind, Level
 
 
 def item_feature(schema: DatasetSchema) -> str:
@@ -27,21 +27,36 @@ def item_feature(schema: DatasetSchema) -> str:
 
 
 def impressions(
-    dataset: Dataset, *, surfaces: Sequence[str], tasks: Sequence[str], days: tuple[str, ...], item: str
+    dataset: Dataset,
+    *,
+    surfaces: Sequence[str],
+    tasks: Sequence[str],
+    days: tuple[str, ...],
+    item: str,
+    features: Sequence[str] = (),
 ) -> pl.LazyFrame:
-    """One row a candidate: surface, date, request_id, user_id, candidate, the item, `label_<task>`, weight.
+    """One row a candidate: surface, date, request_id, user_id, timestamp_ms, candidate, item, `label_<task>`, weight.
+
+    Args:
+        dataset: the log.
+        surfaces, tasks, days: which rows and labels.
+        item: the candidate feature that names the item.
+        features: further single-valued features of request or candidate that every surface has.
 
     Raises:
-        DataError, SchemaError: an unknown day or surface.
+        DataError, SchemaError: an unknown day, surface or feature.
     """
     parts = []
+    level = {f: dataset.schema.feature(f).level for f in features if f != item}
     lists = [item, *tasks, *([WEIGHT] if dataset.schema.weighted else [])]
+    lists += [f for f in level if level[f] is Level.CANDIDATE]
+    single = [f for f in level if level[f] is Level.REQUEST]
     for surface in surfaces:
         for partition in dataset.partitions(surface, days):
             files = [str(dataset.root / f.path) for f in partition.files]
             parts.append(
                 pl.scan_parquet(files, hive_partitioning=False)
-                .select(REQUEST_ID, USER_ID, *lists)
+                .select(REQUEST_ID, USER_ID, TIMESTAMP_MS, *single, *lists)
                 .with_columns(candidate=pl.int_ranges(0, pl.col(tasks[0]).list.len().cast(pl.Int64), dtype=pl.Int32))
                 .explode([*lists, "candidate"], empty_as_null=False)
                 .with_columns(surface=pl.lit(surface), date=pl.lit(partition.date))

@@ -13,7 +13,7 @@ from components.attention import CandidateAttention, MeanHistory, Reader, Target
 from components.calibration import GlobalCalibration, IdentityCalibration, SurfaceCalibration
 from components.cross import CrossProjection, DCNv2, LinearProjection
 from components.embeddings import EmbeddingLayer
-from components.engagement_model import EngagementBody, EngagementModel
+from components.engagement_model import AnyTowers, EngagementBody, EngagementModel
 from components.features import CandidateVector, RequestVector, SurfaceEmbedding
 from components.gating import EPNet
 from components.history import EventEmbedding, HistoryBlock, HistoryEncoder
@@ -22,6 +22,9 @@ from components.losses import MultiTaskLoss
 from components.mlp import SplitMLP
 from components.mmoe import MMoE, SharedBottom
 from components.numeric import NumericFeatures
+from components.ple import PLE
+from components.residual_towers import ResidualTowers
+from components.star import StarTowers
 from components.towers import SharedTower, Towers
 from components.trunk import Trunk
 from pipeline.config import RunConfig
@@ -35,6 +38,8 @@ CALIBRATION_KNOTS = (-6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 LATE_WIDTH = 16
 SURFACE_WIDTH = 8
 GATE_HIDDEN = 32
+# Hidden width of the activation unit in DIN's paper.
+DIN_UNIT = 36
 
 Moments = Mapping[str, tuple[float, float]]
 
@@ -167,7 +172,7 @@ class _Keys:
         self.plan = plan
         self.full = plan.trained_layout
         self.present = plan.layout.features
-        fuse = plan.config.model.late_fusion and plan.config.model.towers == "per_surface"
+        fuse = plan.config.model.late_fusion and plan.config.model.towers in ("per_surface", "residual")
         self.late = {
             n: plan.schema.feature(n).surfaces[0]
             for n in self.full.vocabularies
@@ -220,7 +225,7 @@ class _Keys:
 
 def build_body(plan: ModelPlan) -> EngagementBody:
     """Everything but the tables; see `components.engagement_model` for how the parts meet."""
-    config, model, surfaces, tasks = plan.config, plan.config.model, plan.keep, plan.config.tasks
+    config, surfaces = plan.config, plan.keep
     keys = _Keys(plan)
     request = keys.request(None, SurfaceEmbedding(surfaces=surfaces, dim=SURFACE_WIDTH))
     candidate = keys.candidate(None)
@@ -232,18 +237,7 @@ def build_body(plan: ModelPlan) -> EngagementBody:
     mixture = _mixture(plan, trunk.out_dim)
     late = {s: block for s in surfaces if (block := _late(keys, s, candidate.out_dim)) is not None}
     in_dim = trunk.out_dim if mixture is None else mixture.out_dim
-    towers: Towers | SharedTower
-    if model.towers == "per_surface":
-        towers = Towers(
-            surfaces=surfaces,
-            tasks=tasks,
-            in_dim=in_dim,
-            hidden=model.tower_hidden,
-            late_dims={s: block.out_dim for s, block in late.items()},
-            dropout=model.dropout,
-        )
-    else:
-        towers = SharedTower(tasks=tasks, in_dim=in_dim, hidden=model.tower_hidden, dropout=model.dropout)
+    towers = _towers(plan, in_dim, {s: block.out_dim for s, block in late.items()})
     return EngagementBody(
         surfaces=surfaces,
         tasks=config.tasks,
@@ -277,15 +271,18 @@ def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | None:
         reader = MeanHistory(width=settings.width)
     elif settings.kind == "target":
         reader = TargetAttention(query_dim=query_dim, width=settings.width)
+    elif settings.kind == "din":
+        reader = TargetAttention(query_dim=query_dim, width=settings.width, hidden=DIN_UNIT, softmax=False)
     else:
-        encoder = HistoryEncoder(
-            width=settings.width,
-            layers=settings.layers,
-            heads=settings.heads,
-            max_length=plan.schema.history_length,
-            causal=settings.causal,
-            dropout=settings.dropout,
-        )
+        if settings.kind == "transformer":
+            encoder = HistoryEncoder(
+                width=settings.width,
+                layers=settings.layers,
+                heads=settings.heads,
+                max_length=plan.schema.history_length,
+                causal=settings.causal,
+                dropout=settings.dropout,
+            )
         reader = CandidateAttention(query_dim=query_dim, width=settings.width, heads=settings.heads)
     return HistoryBlock(events=events, encoder=encoder, reader=reader, projection=_projection(plan, reader.out_dim))
 
@@ -316,7 +313,19 @@ def _trunk(plan: ModelPlan, request_dim: int, candidate_dim: int) -> Trunk:
     return Trunk(cross=cross, deep=deep, request_gate=gates[0], candidate_gate=gates[1])
 
 
-def _mixture(plan: ModelPlan, in_dim: int) -> MMoE | SharedBottom | None:
+def _towers(plan: ModelPlan, in_dim: int, late_dims: dict[str, int]) -> AnyTowers:
+    model, surfaces, tasks, hidden = plan.config.model, plan.keep, plan.config.tasks, plan.config.model.tower_hidden
+    if model.towers == "shared":
+        return SharedTower(tasks=tasks, in_dim=in_dim, hidden=hidden, dropout=model.dropout)
+    if model.towers == "star":
+        return StarTowers(surfaces=surfaces, tasks=tasks, in_dim=in_dim, hidden=hidden)
+    build = ResidualTowers if model.towers == "residual" else Towers
+    return build(
+        surfaces=surfaces, tasks=tasks, in_dim=in_dim, hidden=hidden, late_dims=late_dims, dropout=model.dropout
+    )
+
+
+def _mixture(plan: ModelPlan, in_dim: int) -> MMoE | PLE | SharedBottom | None:
     settings = plan.config.model.mixture
     if settings.kind == "mmoe":
         return MMoE(
@@ -325,6 +334,16 @@ def _mixture(plan: ModelPlan, in_dim: int) -> MMoE | SharedBottom | None:
             in_dim=in_dim,
             hidden=settings.hidden,
             experts=settings.experts,
+        )
+    if settings.kind == "ple":
+        return PLE(
+            surfaces=plan.keep,
+            tasks=plan.config.tasks,
+            in_dim=in_dim,
+            hidden=settings.hidden,
+            own=settings.own_experts,
+            shared=settings.experts,
+            levels=settings.levels,
         )
     if settings.kind == "shared_bottom":
         return SharedBottom(in_dim=in_dim, hidden=settings.hidden, dropout=plan.config.model.dropout)

@@ -53,11 +53,15 @@ def variant(**changes: object) -> ModelConfig:
     [
         variant(),
         variant(history=HistoryConfig(kind="target", width=8)),
+        variant(history=HistoryConfig(kind="attention", width=8)),
+        variant(history=HistoryConfig(kind="din", width=8)),
         variant(history=HistoryConfig(kind="mean", width=8), projection=ProjectionConfig(kind="linear", width=8)),
         variant(history=HistoryConfig(kind="none")),
         variant(projection=ProjectionConfig(kind="none")),
         variant(mixture=MixtureConfig(kind="shared_bottom", hidden=(8,))),
         variant(mixture=MixtureConfig(kind="none"), towers="shared", late_fusion=False, calibration="global"),
+        variant(mixture=MixtureConfig(kind="ple", experts=2, hidden=(8,)), towers="residual"),
+        variant(mixture=MixtureConfig(kind="none"), towers="star", deep=(), late_fusion=False),
         variant(calibration="monotone"),
         variant(calibration="none", cross_layers=0),
         variant(deep=(), late_fusion=False),
@@ -82,9 +86,17 @@ def test_every_variant_gives_finite_logits_and_gradients_to_all_parameters(
     assert [n for n, p in built.named_parameters() if p.grad is None] == []
 
 
+def test_star_and_a_mixture_by_task_are_refused_together() -> None:
+    with pytest.raises(ConfigError, match="reads one vector a row"):
+        tiny_config(model=variant(towers="star"))
+
+
 @pytest.mark.parametrize("surface", ["hf", "sr", "rp"])
-def test_a_pruned_model_scores_its_surface_as_the_whole_one(dataset: Dataset, surface: str) -> None:
-    plan = plan_of(dataset)
+@pytest.mark.parametrize(
+    "model", [variant(), variant(mixture=MixtureConfig(kind="ple", experts=2, hidden=(8,)), towers="residual")]
+)
+def test_a_pruned_model_scores_its_surface_as_the_whole_one(dataset: Dataset, surface: str, model: ModelConfig) -> None:
+    plan = plan_of(dataset, model=model)
     torch.manual_seed(0)
     whole = build_model(plan, table_device=CPU)
     pruned_plan = replace(plan, keep=(surface,))
