@@ -32,8 +32,7 @@ from pipeline.schema import (
 # The least age of an event, in seconds: an age enters the model by its logarithm.
 LEAST_AGE_S = 1e-3
 # Entries of a prepared block. Matrices have one column for each name, absent ids are -1, absent numbers NaN.
-_IDS, _NUMBERS, _CODES, _AGE = "<ids>", "<numbers>", "<codes>", "<age>"
-_IDENTITY = (REQUEST_ID, USER_ID, TIMESTAMP_MS)
+_IDENTITY, _IDS, _NUMBERS, _CODES, _AGE = "<identity>", "<ids>", "<numbers>", "<codes>", "<age>"
 _SURFACE_BITS = 8  # of an entry of _CODES; the rest is the action
 
 # Values and lengths of one key, each in pieces.
@@ -46,18 +45,22 @@ def prepare(block: RequestBlock, layout: FeatureLayout, id_type: torch.dtype = t
     Args:
         block: as `block_from_arrow` makes it; without labels, it serves `join_inputs` alone.
         layout: which column goes where.
-        id_type: of ids of candidates and events; int32 halves what is moved where all ids fit.
+        id_type: of all ids of the batch; int32 halves what is moved, here, to the device and between ranks, where all
+            ids fit. TorchRec widens them where it looks them up.
     """
     scalars, candidates = block.scalars, block.candidates
     counts = block.candidate_counts
     total = int(counts.sum())
     labelled = (*layout.tasks, WEIGHT) if all(t in candidates for t in layout.tasks) else ()
     weights = {} if WEIGHT in candidates else {WEIGHT: torch.ones(total)}
-    lists = {k: block.lists[k] for k in layout.request_bags if k in block.lists}
-    candidate_lists = {k: block.candidate_lists[k] for k in layout.candidate_bags if k in block.candidate_lists}
+    lists = {k: block.lists[k].to(id_type) for k in layout.request_bags if k in block.lists}
+    candidate_lists = {
+        k: block.candidate_lists[k].to(id_type) for k in layout.candidate_bags if k in block.candidate_lists
+    }
     return RequestBlock(
         {
-            _IDS: _matrix(scalars, _IDENTITY + layout.request_bags + layout.request_sequences, len(block), torch.int64),
+            _IDENTITY: _matrix(scalars, (REQUEST_ID, USER_ID, TIMESTAMP_MS), len(block), torch.int64),
+            _IDS: _matrix(scalars, layout.request_bags + layout.request_sequences, len(block), id_type),
             _NUMBERS: _matrix(scalars, layout.request_numeric, len(block), torch.float32),
         },
         lists,
@@ -106,7 +109,7 @@ def _join(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[ModelInputs
     counts = torch.cat([p.candidate_counts for p in parts])
     lengths = torch.cat([p.history_lengths for p in parts])
     total = sum(candidates)
-    ids = torch.cat([p.scalars[_IDS] for p in parts])[:, len(_IDENTITY) :]
+    ids = torch.cat([p.scalars[_IDS] for p in parts])
     candidate_ids = torch.cat([p.candidates[_IDS] for p in parts])
     bags, candidate_bags = len(layout.request_bags), len(layout.candidate_bags)
     action, surface, age, numeric = _events(parts, layout)
@@ -135,7 +138,7 @@ def _join(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[ModelInputs
         request_numeric=torch.cat([p.scalars[_NUMBERS] for p in parts]),
         candidate_numeric=numbers[:, : len(layout.candidate_numeric)].contiguous(),
         candidate_counts=counts,
-        request_of_candidate=torch.repeat_interleave(torch.arange(counts.numel()), counts, output_size=total),
+        request_of_candidate=torch.from_numpy(np.repeat(np.arange(counts.numel()), counts.numpy())),
         history_slots=torch.arange(int(lengths.max()) if lengths.numel() else 0),
         candidate_slots=torch.arange(int(counts.max()) if counts.numel() else 0),
         surface_of_request=torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(requests)),
@@ -148,11 +151,11 @@ def _join(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[ModelInputs
 def _events(parts: list[RequestBlock], layout: FeatureLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Actions, surfaces, ages and numbers of all events."""
     if not layout.has_history:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0, 0)
+        return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32), torch.empty(0), torch.empty(0, 0)
     codes = torch.cat([p.history[_CODES] for p in parts])
     age = torch.cat([p.history[_AGE] for p in parts])
     numeric = torch.cat([p.history[_NUMBERS] for p in parts]) if layout.history_numeric else age.new_empty(len(age), 0)
-    return (codes >> _SURFACE_BITS).long(), (codes & ((1 << _SURFACE_BITS) - 1)).long(), age, numeric
+    return codes >> _SURFACE_BITS, codes & ((1 << _SURFACE_BITS) - 1), age, numeric
 
 
 def join_batch(parts: list[RequestBlock], layout: FeatureLayout) -> Batch:
@@ -163,7 +166,7 @@ def join_batch(parts: list[RequestBlock], layout: FeatureLayout) -> Batch:
     labels = numbers[:, len(layout.candidate_numeric) : -1].contiguous()
     weights = numbers[:, -1].contiguous()
     mask = labels == labels  # NaN alone differs from itself: one pass
-    identity = torch.cat([p.scalars[_IDS][:, : len(_IDENTITY)] for p in parts]).t().contiguous()
+    identity = torch.cat([p.scalars[_IDENTITY] for p in parts]).t().contiguous()
     return Batch(
         inputs=inputs,
         labels=labels.nan_to_num_(0.0),
@@ -239,7 +242,7 @@ def _keyed(columns: list[_Pieces], keys: tuple[str, ...], stride: int) -> KeyedJ
     nothing = torch.empty(0, dtype=torch.int64)
     return KeyedJaggedTensor(
         keys=list(keys),
-        values=torch.cat([piece for values, _ in columns for piece in values] or [nothing]).long(),
-        lengths=torch.cat([piece for _, lengths in columns for piece in lengths] or [nothing]).long(),
+        values=torch.cat([piece for values, _ in columns for piece in values] or [nothing]),
+        lengths=torch.cat([piece for _, lengths in columns for piece in lengths] or [nothing]),
         stride=stride,
     )

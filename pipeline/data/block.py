@@ -89,6 +89,10 @@ class Jagged:
         """The given rows (int32), in the given order."""
         return Jagged(take_rows(self.values, self.lengths, rows), self.lengths[rows])
 
+    def to(self, dtype: torch.dtype) -> Jagged:
+        """The same rows with values of another type."""
+        return Jagged(self.values.to(dtype), self.lengths)
+
     @staticmethod
     def cat(parts: list[Jagged]) -> Jagged:
         return Jagged(torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts]))
@@ -196,8 +200,8 @@ def entries(array: pa.ListArray) -> pa.Array:
     """What `flatten` gives, without its cost where no list is null: it goes through Arrow's compute functions."""
     if array.null_count:
         return array.flatten()
-    bounds = array.offsets.to_numpy()
-    return array.values[bounds[0] : bounds[-1]]
+    first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+    return array.values.slice(first, last - first)
 
 
 def block_from_arrow(table: pa.RecordBatch | pa.Table, schema: DatasetSchema) -> RequestBlock:

@@ -69,9 +69,11 @@ class SurfaceStream:
         self._decoded = {u: self._decoded[u] for u in needed if u in self._decoded}
         self._decoded |= self.groups.read([u for u in needed if u not in self._decoded])
         # A row group in quarantine is an empty block: its rows leave smaller batches.
-        there = np.isin(units, [u for u in needed if len(self._decoded[u])])
-        self.groups.count_left_out(int(there.size - there.sum()))
-        self._positions, units, rows = positions[there], units[there], rows[there]
+        if gone := [u for u in needed if not len(self._decoded[u])]:
+            there = np.isin(units, gone, invert=True)
+            self.groups.count_left_out(int(there.size - there.sum()))
+            positions, units, rows = positions[there], units[there], rows[there]
+        self._positions = positions
         if units.size:
             self._rows = self._in_order(units, rows)
             self._rows, pieces = self.groups.bound(self._rows)
