@@ -30,7 +30,7 @@ def export_surface(
     *,
     dataset: Dataset | None,
     days: tuple[str, ...] | None = None,
-    dtype: Literal["int8", "fp16", "fp32"] = "int8",
+    dtype: Literal["int8", "int4", "fp16", "fp32"] = "int8",
     console: Console,
 ) -> dict[str, Any]:
     """Export one surface and say what came out; raises as `pipeline.serve.export.export`."""

@@ -17,6 +17,7 @@ VERBS = {
     "export": "make one surface's serving artifact from a checkpoint, and register it",
     "unshard": "write a checkpoint to one file of plain tensors",
     "score": "score a file of rows with an artifact",
+    "profile": "what serving artifacts costs: latency, throughput, operations, bytes",
     "recipes": "the shipped recipes",
     "doctor": "what works on this machine and what does not",
 }

@@ -23,7 +23,7 @@ class Args:
     """Folder of the artifact; must not exist."""
     data: Path | None = None
     """Log whose last day's rows the parity check scores; none given uses made-up rows."""
-    dtype: Literal["int8", "fp16", "fp32"] = "int8"
+    dtype: Literal["int8", "int4", "fp16", "fp32"] = "int8"
     """Type of embedding rows in the artifact."""
     register: bool = False
     """Log it to MLflow and register it as challenger."""

@@ -5,6 +5,7 @@
     metrics.json     how good it is on held-out rows, and what pruning left away
     parity.json      how far its scores are from the trainer's
     config.json      the run that made it
+    bound.json       the sweep that found the bound on requests, unless it was given
     vocabularies/    raw keys and their ids, where the log has them
     model.aoti.pt2   the program compiled, where asked for
     manifest.json    size and SHA-256 of each of the above
@@ -27,9 +28,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pipeline.errors import ArtifactError
 from pipeline.serve.signature import Signature, read_signature
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, MODEL, COMPILED, SIGNATURE = "manifest.json", "model.pt2", "model.aoti.pt2", "signature.json"
 METRICS, PARITY, CONFIG, VOCABULARIES = "metrics.json", "parity.json", "config.json", "vocabularies"
+BOUND = "bound.json"
 _NEEDED = (MODEL, SIGNATURE, METRICS, PARITY, CONFIG)
 _BLOCK = 1 << 20
 
@@ -53,7 +55,7 @@ class Manifest:
         versions: of the libraries that wrote the program.
     """
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     files: dict[str, FileEntry]
     versions: dict[str, str]
 
@@ -100,7 +102,7 @@ def write_manifest(folder: Path, versions: dict[str, str]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = Manifest(format_version=1, files=files, versions=versions)
+    manifest = Manifest(format_version=2, files=files, versions=versions)
     (folder / MANIFEST).write_bytes(_MANIFEST.dump_json(manifest, indent=1))
 
 

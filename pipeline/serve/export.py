@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import nn
+from torch import Tensor
 
+from components.engagement_model import EngagementModel
 from pipeline.config import config_to_json
-from pipeline.data.assemble import assemble_inputs
-from pipeline.data.block import RequestBlock, block_from_arrow, columns_of
-from pipeline.data.logs import Dataset, arrow_schema
+from pipeline.data.logs import Dataset
 from pipeline.errors import ArtifactError, ConfigError, unknown
 from pipeline.evaluate.metrics import TaskMetrics
 from pipeline.serve import parity
 from pipeline.serve.artifact import (
+    BOUND,
     COMPILED,
     CONFIG,
     METRICS,
@@ -33,26 +32,24 @@ from pipeline.serve.artifact import (
     open_artifact,
     write_manifest,
 )
+from pipeline.serve.bound import DEFAULT_BUDGET, Budget, sweep
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.program import (
-    ServingModel,
-    compile_program,
-    export_program,
-    input_specs,
-    save_program,
-    serving_tensors,
-)
+from pipeline.serve.program import ServingModel, compile_program, export_program, input_specs, save_program
+from pipeline.serve.pruning import pruning, table_shapes
 from pipeline.serve.rows import to_requests
-from pipeline.serve.scorer import Scorer, load_program
+from pipeline.serve.runtime import load_program
+from pipeline.serve.scorer import Scorer
 from pipeline.serve.signature import Signature, served_schema, signature_to_json
 from pipeline.serve.tables import TableDtype
+from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
 from pipeline.train.build import ModelPlan
 from pipeline.train.checkpoint import CheckpointState
-from pipeline.train.tables import table_of
 
 # Most requests in one run of the program.
 MAX_REQUESTS = 256
+# Most candidate slots in one run of the program: 16,384 slots and 128 events take about 100 MB of attention.
+MAX_CANDIDATES = 16_384
 # Sizes of the example that is traced; any but 0 and 1 and each other serve.
 _EXAMPLE_CANDIDATES, _EXAMPLE_HISTORY = (5, 3, 7), (4, 9, 6)
 _MADE_UP_REQUESTS = 64
@@ -68,7 +65,8 @@ def export(
     days: tuple[str, ...] | None = None,
     dtype: TableDtype = "int8",
     parity_rows: int = 20_000,
-    max_requests: int = MAX_REQUESTS,
+    max_requests: int | None = None,
+    budget: Budget = DEFAULT_BUDGET,
     compile: bool = False,
 ) -> ArtifactInfo:
     """Prune a trained model to one surface, quantise its tables, export it, compare it with the trainer, write it.
@@ -82,7 +80,8 @@ def export(
         days: its held-out days; None takes its last.
         dtype: how table values are stored.
         parity_rows: about how many held-out candidates to compare.
-        max_requests: most requests in one run of the program; the scorer splits beyond it.
+        max_requests: most requests in one run of the program; the scorer splits beyond it. None finds it by a sweep.
+        budget: latency and memory that the sweep allows one run.
         compile: also compile with AOTInductor, which needs a C++ compiler and makes scoring faster.
 
     Raises:
@@ -94,7 +93,7 @@ def export(
     state = checkpoints.read_state(checkpoint)
     if surface not in state.config.surfaces:
         raise ConfigError(unknown("surface", surface, state.config.surfaces))
-    if max_requests < 1:
+    if max_requests is not None and max_requests < 1:
         raise ConfigError(f"max_requests is {max_requests}; it must be at least 1")
     if (out.is_dir() and any(out.iterdir())) or out.is_file():
         raise ArtifactError(f"{out} already exists; choose another folder for the artifact, or remove it first")
@@ -104,9 +103,11 @@ def export(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        job = _Job(checkpoint, state, surface, beside, dtype, max_requests)
-        job.write_program(compile=compile, key_maps=_copy_vocabularies(state, surface, dataset, beside))
-        job.write_reports(_rows(job.signature, dataset, days, parity_rows))
+        key_maps = _copy_vocabularies(state, surface, dataset, beside)
+        job = _Job(checkpoint, state, surface, beside, dtype, key_maps)
+        job.write_program(compile=compile)
+        scorer = job.write_signature(max_requests, budget)
+        job.write_reports(scorer, _rows(job.signature, dataset, days, parity_rows))
         write_manifest(beside, _versions())
         os.replace(beside, out)
     finally:
@@ -145,131 +146,119 @@ class _Job:
         surface: str,
         folder: Path,
         dtype: TableDtype,
-        max_requests: int,
+        key_maps: tuple[str, ...],
     ) -> None:
         self.checkpoint, self.state, self.folder = checkpoint, state, folder
-        self.plan: ModelPlan = replace(state.plan, keep=(surface,))
-        self.signature = Signature(
-            format_version=1,
-            surface=surface,
-            tasks=state.config.tasks,
-            dtype=dtype,
-            history_length=_history_length(state, self.plan),
-            max_requests=max_requests,
-            schema=served_schema(state.schema, self.plan.layout, surface),
-            layout=self.plan.layout,
-            inputs=(),
-            key_maps=(),
-        )
-        self.served: dict[str, object] = {}
+        plan = replace(state.plan, keep=(surface,))
+        task = checkpoints.load_task(checkpoint, plan)
+        self.served = serving_model(plan, task.model, dtype)
+        self.table_shapes = table_shapes(task)
+        self.signature = signature_of(plan, self.served, surface, _history_length(state, plan), key_maps)
 
-    def write_program(self, *, compile: bool, key_maps: tuple[str, ...]) -> None:
-        """Write the program, compiled too if asked, the signature and the run's configuration."""
-        task = checkpoints.load_task(self.checkpoint, self.plan)
-        layout, surface = self.signature.layout, self.signature.surface
-        served = ServingModel(model=task.model, layout=layout, dtype=self.signature.dtype)
-        rows = made_up_requests(
-            self.signature.schema, surface, candidates=_EXAMPLE_CANDIDATES, history=_EXAMPLE_HISTORY
-        )
-        block = to_requests(rows, replace(self.signature, history_length=max(_EXAMPLE_HISTORY)), "the example").block
-        example = serving_tensors(assemble_inputs({surface: block}, layout), layout)
-        program = export_program(served, example)
+    def write_program(self, *, compile: bool) -> None:
+        """Write the program, compiled too if asked, and the run's configuration."""
+        example = example_tensors(self.signature)
+        program = export_program(self.served, example)
         if compile:
             compile_program(program, self.folder / COMPILED)
         save_program(program, self.folder / MODEL)
-        self.served = {
-            "tables": _table_sizes(task),
-            "dense_parameters": sum(p.numel() for p in served.body.parameters()),
-            "table_bytes": sum(b.numel() for n, b in served.named_buffers() if n.endswith("tables.weights")),
-            "program_bytes": (self.folder / MODEL).stat().st_size,
-            "names": sorted(n for n, _ in served.body.named_parameters()),
-        }
-        self.signature = replace(self.signature, inputs=input_specs(example), key_maps=key_maps)
-        (self.folder / SIGNATURE).write_bytes(signature_to_json(self.signature))
+        self.signature = replace(self.signature, inputs=input_specs(example))
         (self.folder / CONFIG).write_bytes(_run_json(self.state))
 
-    def write_reports(self, rows: _Rows) -> None:
+    def write_signature(self, max_requests: int | None, budget: Budget) -> Scorer:
+        """Settle the bound on requests, write the signature, and give the scorer of what was written."""
+        program = load_program(self.folder, self.signature)
+        if max_requests is None:
+            graph = load_program(self.folder, self.signature, compiled=False)
+            max_requests, found = sweep(Scorer(self.signature, program), graph, budget)
+            _write_json(self.folder / BOUND, found)
+        self.signature = replace(self.signature, max_requests=max_requests)
+        (self.folder / SIGNATURE).write_bytes(signature_to_json(self.signature))
+        return Scorer(self.signature, program)
+
+    def write_reports(self, scorer: Scorer, rows: _Rows) -> None:
         """Score the rows with trainer and artifact, write what came out, or raise."""
-        signature = self.signature
-        scorer = Scorer(signature, load_program(self.folder, signature))
-        block = to_requests(rows.table, signature, "the parity rows").block
-        artifact = scorer.score_block(block)
-        trainer, unified = trainer_scores(self.checkpoint, self.state, signature.surface, block)
-        differences = parity.compare(signature.tasks, trainer, artifact)
-        parity.check(differences, signature.dtype)
-        judged: list[dict[str, TaskMetrics] | None] = [
-            parity.judge(rows.table, signature.surface, signature.tasks, p) if rows.labelled else None
-            for p in (trainer, artifact)
-        ]
-        source = rows.source | {"candidates": len(artifact)}
-        found = parity.report(
-            dtype=signature.dtype, source=source, differences=differences, trainer=judged[0], artifact=judged[1]
+        trained = TrainedModel(self.checkpoint, self.state)
+        report, metrics = compare_with_trainer(trained, scorer, rows)
+        _write_json(self.folder / PARITY, report)
+        found = pruning(
+            trained, self.served, self.table_shapes, scorer, program_bytes=(self.folder / MODEL).stat().st_size
         )
-        _write_json(self.folder / PARITY, found)
-        metrics: dict[str, object] = {"rows": source, "pruning": self._pruning(unified)}
-        if judged[1] is not None:
-            metrics["tasks"] = {task: asdict(values) for task, values in judged[1].items()}
-        _write_json(self.folder / METRICS, metrics)
-
-    def _pruning(self, unified: nn.Module) -> dict[str, object]:
-        """What the unified model has and the artifact left away."""
-        tables = _table_sizes(unified)
-        dense = {n.removeprefix("model.body."): p for n, p in unified.named_parameters() if table_of(n) is None}
-        kept = self.served.pop("names")
-        assert isinstance(kept, list), "names of parameters"
-        served_tables = self.served["tables"]
-        assert isinstance(served_tables, dict), "rows by dimension of each table"
-        values = sum(p.numel() for p in unified.parameters())
-        return {
-            "unified": {
-                "tables": tables,
-                "dense_parameters": sum(p.numel() for p in dense.values()),
-                "parameters": values,
-                "bytes": 4 * values,
-            },
-            "artifact": self.served,
-            "dropped_tables": sorted(set(tables) - set(served_tables)),
-            "dropped_parameters": sorted(set(dense) - set(kept)),
-        }
+        _write_json(self.folder / METRICS, metrics | {"pruning": found})
 
 
-def trainer_scores(
-    checkpoint: Path, state: CheckpointState, surface: str, block: RequestBlock
-) -> tuple[np.ndarray, nn.Module]:
-    """Probabilities [C, T] of the whole trained model, unsharded and in eager mode, and that model.
+def compare_with_trainer(
+    trained: TrainedModel, scorer: Scorer, rows: _Rows
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Hold a scorer's probabilities against the trainer's; the contents of parity.json and metrics.json.
 
-    Args:
-        checkpoint: what to load.
-        state: of the checkpoint.
-        surface: whose requests these are.
-        block: the requests.
+    Raises:
+        ArtifactError: they differ by more than the bounds of the type of table values.
     """
-    plan = state.plan
-    task = checkpoints.load_task(checkpoint, plan)
-    task.eval()
-    empty = {
-        s: block_from_arrow(
-            arrow_schema(state.schema, s).empty_table().select(columns_of(state.schema, s, plan.layout.features, ())),
-            state.schema,
-        )
-        for s in plan.keep
-    }
-    parts = [torch.empty(0, len(state.config.tasks))]
-    with torch.inference_mode():
-        for start in range(0, len(block), MAX_REQUESTS):
-            inputs = assemble_inputs(empty | {surface: block.slice(start, start + MAX_REQUESTS)}, plan.layout)
-            parts.append(torch.sigmoid(task.model(inputs).calibrated))
-    return torch.cat(parts).numpy(), task
+    signature = scorer.signature
+    block = to_requests(rows.table, signature, "the parity rows").block
+    artifact = scorer.score_block(block)
+    trainer = trained.scores(signature.surface, block)
+    differences = parity.compare(signature.tasks, trainer, artifact)
+    parity.check(differences, signature.dtype)
+    judged: list[dict[str, TaskMetrics] | None] = [
+        parity.judge(rows.table, signature.surface, signature.tasks, p) if rows.labelled else None
+        for p in (trainer, artifact)
+    ]
+    source = rows.source | {"candidates": len(artifact)}
+    report = parity.report(
+        dtype=signature.dtype, source=source, differences=differences, trainer=judged[0], artifact=judged[1]
+    )
+    metrics: dict[str, object] = {"rows": source}
+    if judged[1] is not None:
+        metrics["tasks"] = {task: asdict(values) for task, values in judged[1].items()}
+    return report, metrics
+
+
+def serving_model(plan: ModelPlan, model: EngagementModel, dtype: TableDtype) -> ServingModel:
+    """A model built for one surface as what its artifact computes.
+
+    Raises:
+        ArtifactError: table values that the type cannot hold.
+    """
+    try:
+        return ServingModel(model=model, layout=plan.layout, schema=plan.schema, dtype=dtype)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def signature_of(
+    plan: ModelPlan, served: ServingModel, surface: str, history_length: int, key_maps: tuple[str, ...] = ()
+) -> Signature:
+    """What an artifact will say of itself, but for the inputs of its program and the bound of the sweep."""
+    return Signature(
+        format_version=2,
+        surface=surface,
+        tasks=plan.config.tasks,
+        dtype=served.tables.dtype,
+        history_length=history_length,
+        max_requests=MAX_REQUESTS,
+        max_candidates=MAX_CANDIDATES,
+        schema=served_schema(plan.schema, plan.layout, surface),
+        layout=plan.layout,
+        tensors=served.plan,
+        inputs=(),
+        key_maps=key_maps,
+    )
+
+
+def example_tensors(signature: Signature) -> dict[str, Tensor]:
+    """Inputs to trace a program with."""
+    rows = made_up_requests(
+        signature.schema, signature.surface, candidates=_EXAMPLE_CANDIDATES, history=_EXAMPLE_HISTORY
+    )
+    longer = replace(signature, history_length=max(_EXAMPLE_HISTORY))
+    return signature.tensors.tensors(to_requests(rows, longer, "the example").block)
 
 
 def _history_length(state: CheckpointState, plan: ModelPlan) -> int:
     most = state.schema.history_length
     return min(state.config.loader.history_length or most, most) if plan.layout.has_history else 0
-
-
-def _table_sizes(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Rows and dimension of every table."""
-    return {t: (p.shape[0], p.shape[1]) for n, p in module.named_parameters() if (t := table_of(n)) is not None}
 
 
 def _copy_vocabularies(state: CheckpointState, surface: str, dataset: Dataset | None, folder: Path) -> tuple[str, ...]:

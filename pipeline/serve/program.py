@@ -1,10 +1,10 @@
 """What an artifact computes: one surface's model as a graph, from named tensors to calibrated probabilities.
 
-Inputs are those of `components.inputs.ModelInputs`, spread into plain tensors (see `serving_tensors`); which of them
-a program has depends on the features of its surface. Everything that belongs to a request is computed at R rows.
+The inputs are plain tensors (`pipeline.serve.tensors`); which of them a program has depends on the features of its
+surface. Everything that belongs to a request is computed at R rows.
 
 Shape letters: R requests, C candidates (sum over requests), H history events (sum over requests), L longest history,
-M most candidates of one request, K keys of a group, V values, N numeric columns, T tasks.
+M most candidates of one request, K features of one width, V values, N numeric columns, T tasks.
 """
 
 from __future__ import annotations
@@ -26,104 +26,20 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from components.embeddings import Embedded
 from components.engagement_model import EngagementModel
 from components.inputs import ModelInputs
+from components.ragged import offsets_of
 from pipeline.data.layout import FeatureLayout
+from pipeline.schema import DatasetSchema
 from pipeline.serve.signature import TensorInput
 from pipeline.serve.tables import PackedTable, PackedTables, TableDtype
-
-# Every input that a program may have, the axis along which it may have any length, and that axis's letter.
-_AXES = {
-    "request_ids": (0, "V"),  # int64 [V], key by key and request by request
-    "request_lengths": (0, "K*R"),  # int64 [K * R]
-    "candidate_ids": (0, "V"),  # int64 [V], key by key and candidate by candidate
-    "candidate_lengths": (0, "K*C"),  # int64 [K * C]
-    "related_ids": (0, "V"),  # int64 [V], ids of requests in tables shared with history or candidates
-    "related_lengths": (0, "K*R"),  # int64 [K * R], each 0 or 1
-    "history_ids": (1, "H"),  # int64 [K, H]
-    "item_ids": (1, "C"),  # int64 [K, C], ids of candidates in shared tables
-    "history_lengths": (0, "R"),  # int64 [R]
-    "history_action": (0, "H"),  # int64 [H]
-    "history_surface": (0, "H"),  # int64 [H]
-    "history_age": (0, "H"),  # float32 [H], seconds
-    "history_numeric": (0, "H"),  # float32 [H, N], NaN = absent
-    "request_numeric": (0, "R"),  # float32 [R, N], NaN = absent
-    "candidate_numeric": (0, "C"),  # float32 [C, N], NaN = absent
-    "candidate_counts": (0, "R"),  # int64 [R]
-    "request_of_candidate": (0, "C"),  # int64 [C]
-    "history_slots": (0, "L"),  # int64 [L], 0..L-1; L at least 1
-    "candidate_slots": (0, "M"),  # int64 [M], 0..M-1
-}
+from pipeline.serve.tensors import TensorPlan, free_axis
 
 
 def input_specs(example: dict[str, Tensor]) -> tuple[TensorInput, ...]:
-    """Names, dtypes and shapes of a program's inputs; a free axis is named by a letter."""
-
-    def shape(name: str, tensor: Tensor) -> tuple[int | str, ...]:
-        axis, letter = _AXES[name]
-        return tuple(letter if i == axis else size for i, size in enumerate(tensor.shape))
-
+    """Names, dtypes and shapes of a program's inputs; the free axis, always the first, is named by a letter."""
     return tuple(
-        TensorInput(name=n, dtype=str(t.dtype).removeprefix("torch."), shape=shape(n, t)) for n, t in example.items()
+        TensorInput(name=n, dtype=str(t.dtype).removeprefix("torch."), shape=(free_axis(n), *t.shape[1:]))
+        for n, t in example.items()
     )
-
-
-def input_names(layout: FeatureLayout) -> tuple[str, ...]:
-    """Names of a program's inputs, in order."""
-    absent: set[str] = set()
-    for keys, names in (
-        (layout.request_bags, ("request_ids", "request_lengths")),
-        (layout.candidate_bags, ("candidate_ids", "candidate_lengths")),
-        (layout.request_sequences, ("related_ids", "related_lengths")),
-        (layout.candidate_sequences, ("item_ids",)),
-        (layout.request_numeric, ("request_numeric",)),
-        (layout.candidate_numeric, ("candidate_numeric",)),
-        (layout.history_numeric, ("history_numeric",)),
-    ):
-        if not keys:
-            absent.update(names)
-    if not layout.has_history:
-        absent.update(n for n in _AXES if n.startswith("history_"))
-    return tuple(n for n in _AXES if n not in absent)
-
-
-def serving_tensors(inputs: ModelInputs, layout: FeatureLayout) -> dict[str, Tensor]:
-    """A batch of one surface as the inputs of its program.
-
-    Args:
-        inputs: from `pipeline.data.assemble.assemble_inputs` with the same layout.
-        layout: of the artifact.
-    """
-    events, candidates = inputs.history_action.shape[0], inputs.request_of_candidate.shape[0]
-    requests = inputs.candidate_counts.shape[0]
-    history, related, items = (len(k) for k in _sequence_groups(layout))
-    ids, lengths = inputs.sequence_ids.values(), inputs.sequence_ids.lengths()
-    first, last = history * events, ids.shape[0] - items * candidates
-    tensors = {
-        "request_ids": inputs.request_ids.values(),
-        "request_lengths": inputs.request_ids.lengths(),
-        "candidate_ids": inputs.candidate_ids.values(),
-        "candidate_lengths": inputs.candidate_ids.lengths(),
-        "related_ids": ids[first:last],
-        "related_lengths": lengths[history * requests : (history + related) * requests],
-        "history_ids": ids[:first].view(history, events) if history else ids[:0],
-        "item_ids": ids[last:].view(items, candidates) if items else ids[:0],
-        "history_lengths": lengths[:requests],
-        "history_action": inputs.history_action,
-        "history_surface": inputs.history_surface,
-        "history_age": inputs.history_age,
-        "history_numeric": inputs.history_numeric,
-        "request_numeric": inputs.request_numeric,
-        "candidate_numeric": inputs.candidate_numeric,
-        "candidate_counts": inputs.candidate_counts,
-        "request_of_candidate": inputs.request_of_candidate,
-        # One empty slot where no request has an event: compiled code divides by this length.
-        "history_slots": inputs.history_slots if inputs.history_slots.numel() else torch.zeros(1, dtype=torch.int64),
-        "candidate_slots": inputs.candidate_slots,
-    }
-    return {name: tensors[name] for name in input_names(layout)}
-
-
-def _sequence_groups(layout: FeatureLayout) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    return layout.history_sequences, layout.request_sequences, layout.candidate_sequences
 
 
 class ServingModel(nn.Module):
@@ -132,47 +48,56 @@ class ServingModel(nn.Module):
     Args:
         model: built for that surface alone, its weights loaded; its tables are packed and left behind.
         layout: of that surface.
+        schema: of the log, for which features have several values.
         dtype: how table values are stored.
     """
 
-    def __init__(self, *, model: EngagementModel, layout: FeatureLayout, dtype: TableDtype) -> None:
+    def __init__(
+        self, *, model: EngagementModel, layout: FeatureLayout, schema: DatasetSchema, dtype: TableDtype
+    ) -> None:
         super().__init__()
-        tables = model.embeddings
+        embeddings = model.embeddings
         self.layout = layout
-        self.request_tables = _packed(tables.request_bags, layout.request_bags, dtype)
-        self.candidate_tables = _packed(tables.candidate_bags, layout.candidate_bags, dtype)
-        self.shared_tables = _packed(tables.sequences, layout.sequence_keys, dtype)
+        collections = (embeddings.request_bags, embeddings.candidate_bags, embeddings.sequences)
+        self.tables = PackedTables(tables=[t for c in collections for t in _tables(c)], dtype=dtype)
+        self.plan = TensorPlan.of(layout, schema, self.tables)
         self.body = model.body
         self.eval()
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Calibrated probabilities, float32 [C, T]."""
-        embedded = Embedded(
-            request=_pooled(self.request_tables, inputs, "request"),
-            candidate=_pooled(self.candidate_tables, inputs, "candidate"),
-            sequences=self._sequences(inputs),
-        )
-        return torch.sigmoid(self.body(embedded, self._model_inputs(inputs)).calibrated)
+        return torch.sigmoid(self.body(self._embedded(inputs), self._model_inputs(inputs)).calibrated)
 
-    def _sequences(self, inputs: dict[str, Tensor]) -> dict[str, JaggedTensor] | None:
-        if self.shared_tables is None:
-            return None
-        history, related, items = _sequence_groups(self.layout)
-        out: dict[str, JaggedTensor] = {}
-        if history:
-            rows = self.shared_tables.gather(inputs["history_ids"], history)
-            out |= {k: _jagged(rows[i], inputs["history_lengths"]) for i, k in enumerate(history)}
-        if items:
-            rows = self.shared_tables.gather(inputs["item_ids"], items)
-            out |= {k: _jagged(rows[i], inputs["candidate_counts"]) for i, k in enumerate(items)}
-        requests = inputs["candidate_counts"].shape[0]
-        if related:
-            # Pooling gives the one row, or zeros without one, whatever the number of values of each key.
-            pooled = self.shared_tables.pool(inputs["related_ids"], inputs["related_lengths"], related)
-            ones = torch.ones(requests, dtype=torch.int64, device=pooled.device)
-            width = pooled.shape[1] // len(related)
-            out |= {k: _jagged(pooled[:, i * width : (i + 1) * width], ones) for i, k in enumerate(related)}
-        return out
+    def _embedded(self, inputs: dict[str, Tensor]) -> Embedded:
+        layout = self.layout
+        requests, candidates = inputs["candidate_counts"], inputs["request_of_candidate"]
+        of_request = self._rows(inputs, "request") | self._sums(inputs, layout.request_bags, requests.shape[0])
+        of_candidate = self._rows(inputs, "candidate") | self._sums(inputs, layout.candidate_bags, candidates.shape[0])
+        of_event = self._rows(inputs, "history")
+        ones = torch.ones_like(requests)
+        return Embedded(
+            request=_keyed({k: of_request[k] for k in layout.request_bags}),
+            candidate=_keyed({k: of_candidate[k] for k in layout.candidate_bags}),
+            sequences={k: _jagged(of_event[k], inputs["history_lengths"]) for k in layout.history_sequences}
+            | {k: _jagged(of_request[k], ones) for k in layout.request_sequences}
+            | {k: _jagged(of_candidate[k], requests) for k in layout.candidate_sequences},
+        )
+
+    def _rows(self, inputs: dict[str, Tensor], level: str) -> dict[str, Tensor]:
+        """Rows of the features of one value, by feature."""
+        found: dict[str, Tensor] = {}
+        for lookup in self.plan.lookups[level]:
+            values = self.tables.gather(inputs[f"{level}_rows_{lookup.dim}"], lookup.dim)
+            found |= dict(zip(lookup.features, values.unbind(1), strict=True))
+        return found
+
+    def _sums(self, inputs: dict[str, Tensor], features: tuple[str, ...], rows: int) -> dict[str, Tensor]:
+        """Sums of rows of the features of several values, by feature."""
+        return {
+            name: self.tables.pool(inputs[f"list{i}_rows"], inputs[f"list{i}_owner"], rows, self.tables.widths[name])
+            for i, name in enumerate(self.plan.lists)
+            if name in features
+        }
 
     def _model_inputs(self, inputs: dict[str, Tensor]) -> ModelInputs:
         counts, owner = inputs["candidate_counts"], inputs["request_of_candidate"]
@@ -199,28 +124,24 @@ class ServingModel(nn.Module):
         )
 
 
-def _packed(
-    collection: EmbeddingBagCollection | EmbeddingCollection | None, features: tuple[str, ...], dtype: TableDtype
-) -> PackedTables | None:
+def _tables(collection: EmbeddingBagCollection | EmbeddingCollection | None) -> list[PackedTable]:
     if collection is None:
-        return None
+        return []
     bags = isinstance(collection, EmbeddingBagCollection)
     configs = collection.embedding_bag_configs() if bags else collection.embedding_configs()
     modules = collection.embedding_bags if bags else collection.embeddings
-    tables = [PackedTable(name=c.name, weight=modules[c.name].weight, features=tuple(c.feature_names)) for c in configs]
-    return PackedTables(tables=tables, dtype=dtype, features=features)
+    return [PackedTable(name=c.name, weight=modules[c.name].weight, features=tuple(c.feature_names)) for c in configs]
 
 
-def _pooled(tables: PackedTables | None, inputs: dict[str, Tensor], level: str) -> KeyedTensor | None:
-    if tables is None:
+def _keyed(values: dict[str, Tensor]) -> KeyedTensor | None:
+    if not values:
         return None
-    pooled = tables.pool(inputs[f"{level}_ids"], inputs[f"{level}_lengths"])
-    return KeyedTensor(keys=list(tables.features), length_per_key=list(tables.widths.values()), values=pooled)
+    widths = [v.shape[1] for v in values.values()]
+    return KeyedTensor(keys=list(values), length_per_key=widths, values=torch.cat(list(values.values()), dim=1))
 
 
 def _jagged(values: Tensor, lengths: Tensor) -> JaggedTensor:
-    offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-    return JaggedTensor(values=values, lengths=lengths, offsets=offsets)
+    return JaggedTensor(values=values, lengths=lengths, offsets=offsets_of(lengths))
 
 
 def export_program(model: ServingModel, example: dict[str, Tensor]) -> ExportedProgram:
@@ -230,7 +151,7 @@ def export_program(model: ServingModel, example: dict[str, Tensor]) -> ExportedP
         model: what to export.
         example: inputs of at least two requests with different, larger numbers of candidates and events.
     """
-    shapes = ({name: {_AXES[name][0]: Dim.AUTO} for name in example},)
+    shapes = ({name: {0: Dim.AUTO} for name in example},)
     with _exporting():
         return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
 

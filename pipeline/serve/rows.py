@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.block import RequestBlock, block_from_arrow
+from pipeline.data.block import RequestBlock, block_from_arrow, entries, one_array
 from pipeline.data.check import check_table
-from pipeline.data.stream import newest
+from pipeline.data.rowgroups import newest
 from pipeline.errors import DataError, unknown
 from pipeline.schema import REQUEST_ID, Level
 from pipeline.serve.signature import Signature
@@ -43,10 +43,12 @@ class Requests:
 
     Args:
         block: R requests with C candidates.
-        order: int64 [C], for flat rows: the given row of each candidate of the block; None for grouped rows.
+        grouped: whether the rows were requests.
+        order: int64 [C], for flat rows: the given row of each candidate of the block; None where they lie as given.
     """
 
     block: RequestBlock
+    grouped: bool
     order: np.ndarray | None
 
 
@@ -89,24 +91,68 @@ def to_requests(table: pa.Table, signature: Signature, source: str) -> Requests:
     Raises:
         DataError: a column is missing, of another type or holds what it must not; or rows of one request differ.
     """
-    request = signature.columns(Level.REQUEST) | signature.columns(Level.HISTORY)
-    candidate = signature.columns(Level.CANDIDATE)
-    for name in [*request, *candidate]:
-        if name not in table.column_names:
+    place = {name: i for i, name in enumerate(table.column_names)}
+    request = {**signature.columns(Level.REQUEST), **signature.columns(Level.HISTORY)}
+    candidate = dict(signature.columns(Level.CANDIDATE))
+    for name in (*request, *candidate):
+        if name not in place:
             raise DataError(_missing(name, table, signature), file=source, column=name)
     grouped = _is_grouped(table, signature)
     if not grouped:
         candidate = {name: of.value_type for name, of in candidate.items()}
-    columns = {name: _cast(table[name], of, name, source) for name, of in (request | candidate).items()}
+    wanted = request | candidate
+    columns = {name: _cast(table.column(place[name]), of, name, source) for name, of in wanted.items()}
     order = None
     if not grouped:
         columns, order = _group(table, columns, list(request), list(candidate), source)
-    requests = pa.table(columns)
-    check_table(requests, signature.schema, signature.surface, file=source)
+    requests = pa.record_batch(columns)
+    block = block_from_arrow(requests, signature.schema)
+    # What the bulk check does not answer for is looked at column by column, for an error that says where.
+    doubtful = _doubtful(columns, block, signature)
+    check_table(requests, signature.schema, signature.surface, file=source, columns=doubtful)
     for name in signature.layout.candidate_sequences:
-        if pc.list_flatten(requests[name]).null_count:
+        if name in doubtful and pc.list_flatten(requests[name]).null_count:
             raise DataError("a candidate lacks its id, which this feature must have", file=source, column=name)
-    return Requests(block=newest(block_from_arrow(requests, signature.schema), signature.history_length), order=order)
+    return Requests(block=newest(block, signature.history_length), grouped=grouped, order=order)
+
+
+def _doubtful(columns: dict[str, pa.Array], block: RequestBlock, signature: Signature) -> frozenset[str]:
+    """Columns that one pass over all values of a level does not show to be right: all, where something may be wrong."""
+    everything = frozenset(columns)
+    if not len(block):
+        return everything
+    for level in (Level.CANDIDATE, Level.HISTORY):
+        lists = [columns[name] for name in signature.columns(level)]
+        if any(a.null_count or a.offset for a in lists):
+            return everything
+        bounds = [a.offsets.to_numpy() for a in lists]
+        if any(not np.array_equal(b, bounds[0]) for b in bounds[1:]):
+            return everything
+    values = {Level.REQUEST: block.scalars, Level.CANDIDATE: block.candidates, Level.HISTORY: block.history}
+    for level, names in signature.single_ids.items():
+        if names:
+            ids = np.stack([values[level][name].numpy() for name in names])
+            if (ids.max(1, initial=-1) >= signature.sizes[level]).any():
+                return everything
+            # A null became -1; more of them than nulls were given as such.
+            absent = int(np.count_nonzero(ids < 0))
+            if absent and (level is Level.HISTORY or absent != sum(_nulls(columns[name]) for name in names)):
+                return everything
+    for name in signature.layout.candidate_sequences:
+        if _nulls(columns[name]):
+            return everything
+    for of, names in signature.tensors.numeric.items():
+        present = [name for name in names if name in columns]
+        if present:
+            numbers = np.stack([values[Level(of)][name].numpy() for name in present])
+            missing = int(numbers.size - np.count_nonzero(np.isfinite(numbers)))
+            if missing and missing != sum(_nulls(columns[name]) for name in present):
+                return everything
+    return everything - signature.bulk_checked
+
+
+def _nulls(array: pa.Array) -> int:
+    return array.values.null_count if pa.types.is_list(array.type) else array.null_count
 
 
 def _missing(name: str, table: pa.Table, signature: Signature) -> str:
@@ -129,7 +175,7 @@ def _is_list(of: pa.DataType) -> bool:
 def _cast(column: pa.ChunkedArray, to: pa.DataType, name: str, source: str) -> pa.Array:
     """The column as one array of the log's type; numbers of any width are accepted where no value changes."""
     given = column.type
-    array = column.combine_chunks()
+    array = one_array(column)
     if given == to:
         return array
     a, b = given, to
@@ -148,42 +194,125 @@ def _cast(column: pa.ChunkedArray, to: pa.DataType, name: str, source: str) -> p
 
 def _group(
     table: pa.Table, columns: dict[str, pa.Array], request: list[str], candidate: list[str], source: str
-) -> tuple[dict[str, pa.Array], np.ndarray]:
-    """Grouped columns of flat ones, and the row of each candidate."""
+) -> tuple[dict[str, pa.Array], np.ndarray | None]:
+    """Grouped columns of flat ones, and the row of each candidate; None where they lie as given.
+
+    Rows of one request nearly always follow each other. So each row is compared with the one before it, all at once,
+    which gives runs of rows; only the first rows of runs, about one a request, are then looked at by value.
+    """
+    differs = np.ones(table.num_rows, bool)
+    differs[1:] = False
+    changed = {name: _changes(columns[name]) for name in request}
     known = REQUEST_ID in table.column_names
-    frame = pl.from_arrow(pa.table({name: columns[name] for name in request}))
-    assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
     if known:
-        if table[REQUEST_ID].null_count:
+        ids = one_array(table[REQUEST_ID])
+        if ids.null_count:
             raise DataError(
                 "the column holds nulls; rows without a request cannot be scored", file=source, column=REQUEST_ID
             )
-        keys = pl.DataFrame(pl.Series(REQUEST_ID, table[REQUEST_ID].combine_chunks()))
+        changed_id = ids.slice(1).to_numpy(zero_copy_only=False) != ids[:-1].to_numpy(zero_copy_only=False)
+        for name, change in changed.items():
+            wrong = np.flatnonzero(change & ~changed_id)
+            if wrong.size:
+                raise _unlike(int(wrong[0]), int(wrong[0]) + 1, ids, name, source)
+        differs[1:] = changed_id
     else:
-        keys = frame
-    rows = pl.Series("row", np.arange(table.num_rows))
-    groups = (
-        keys.with_columns(rows).group_by(keys.columns, maintain_order=True).agg(pl.col("row").alias("rows"))["rows"]
-    )
-    order = groups.explode().to_numpy()
-    counts = groups.list.len().to_numpy().astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    first = order[starts[:-1]]
-    if known:
-        _check_same(frame, order, np.repeat(first, counts), table[REQUEST_ID], source)
-    offsets = pa.array(starts, type=pa.int32())
-    out = {name: columns[name].take(pa.array(first)) for name in request}
-    out |= {name: pa.ListArray.from_arrays(offsets, columns[name].take(pa.array(order))) for name in candidate}
-    return out, order
+        for change in changed.values():
+            differs[1:] |= change
+    heads = np.flatnonzero(differs)
+    counts = np.diff(np.append(heads, table.num_rows))
+    firsts = {name: columns[name] if heads.size == table.num_rows else columns[name].take(heads) for name in request}
+    keys = pa.table({REQUEST_ID: ids.take(heads)} if known else firsts)
+    group = _groups(keys)
+    order = None
+    if group is not None:
+        first_run = np.full(int(group.max()) + 1, -1)
+        first_run[group[::-1]] = np.arange(group.size)[::-1]
+        if known:
+            _check_same(firsts, first_run[group], heads, ids, source)
+        order = np.argsort(np.repeat(group, counts), kind="stable")
+        counts = np.bincount(group, weights=counts).astype(np.int64)
+        firsts = {name: array.take(first_run) for name, array in firsts.items()}
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), type=pa.int32())
+    values = {name: columns[name] if order is None else columns[name].take(order) for name in candidate}
+    return firsts | {name: pa.ListArray.from_arrays(offsets, v) for name, v in values.items()}, order
 
 
-def _check_same(frame: pl.DataFrame, order: np.ndarray, first: np.ndarray, ids: pa.ChunkedArray, source: str) -> None:
-    for name in frame.columns:
-        differ = np.flatnonzero(~frame[name][order].eq_missing(frame[name][first]).to_numpy())
+def _changes(array: pa.Array) -> np.ndarray:
+    """Bool [N - 1]: whether each row but the first has another value than the row before it."""
+    rows = max(len(array) - 1, 0)
+    if not pa.types.is_list(array.type):
+        values = _comparable(array)
+        return values[1:] != values[:-1]
+    bounds = array.offsets.to_numpy()
+    lengths = np.diff(bounds)
+    changed = lengths[1:] != lengths[:-1]
+    if array.null_count:
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        changed = changed | (missing[1:] != missing[:-1])
+    values = _comparable(entries(array) if not array.null_count else array.values[bounds[0] : bounds[-1]])
+    first = int(lengths[0]) if rows else 0
+    if rows and not (lengths != first).any():
+        # All of one length: rows side by side.
+        side = values.reshape(rows + 1, first)
+        return (side[1:] != side[:-1]).any(1)
+    same = np.append(False, ~changed) if rows else np.zeros(len(array), bool)
+    # An entry is held against the one a row's length before it; rows of other lengths are known to differ.
+    compared = np.flatnonzero(np.repeat(same, lengths))
+    back = compared - np.repeat(lengths, lengths)[compared]
+    unlike = np.repeat(np.arange(len(array)), lengths)[compared[values[compared] != values[back]]]
+    changed = changed.copy()
+    changed[unlike - 1] = True
+    return changed
+
+
+def _comparable(array: pa.Array) -> np.ndarray:
+    """Values of which equal ones are those that stand for the same: null is a value of its own."""
+    if pa.types.is_list(array.type):
+        # Rare: several values a row. Rows are numbered by their content.
+        frame = pl.DataFrame(pl.Series("v", pl.from_arrow(array))).with_row_index()
+        return frame.select(pl.col("index").first().over("v")).to_series().to_numpy()
+    if pa.types.is_floating(array.type):
+        missing = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+        values = array.fill_null(0.0).to_numpy(zero_copy_only=False) if array.null_count else array.to_numpy()
+        bits = (values + 0.0).view(f"i{values.itemsize}").astype(np.int64)
+        return bits if missing is None else np.where(missing, np.iinfo(np.int64).min, bits)
+    if array.null_count:
+        array = array.fill_null(pa.scalar(np.iinfo(array.type.to_pandas_dtype()).min, array.type))
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _groups(keys: pa.Table) -> np.ndarray | None:
+    """Number of the group of equal rows that each row is in, by first appearance; None where all rows differ."""
+    if keys.num_rows < 2:
+        return None
+    frame = pl.from_arrow(keys)
+    assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
+    index = pl.Series("row", np.arange(keys.num_rows))
+    lists = frame.with_columns(index).group_by(frame.columns, maintain_order=True).agg("row")["row"]
+    if len(lists) == keys.num_rows:
+        return None
+    group = np.empty(keys.num_rows, np.int64)
+    group[lists.explode().to_numpy()] = np.repeat(np.arange(len(lists)), lists.list.len().to_numpy())
+    return group
+
+
+def _check_same(
+    firsts: dict[str, pa.Array], first_run: np.ndarray, heads: np.ndarray, ids: pa.Array, source: str
+) -> None:
+    """Runs of one request_id have the same request columns as the first of them."""
+    for name, array in firsts.items():
+        series = pl.Series(pl.from_arrow(array))
+        differ = np.flatnonzero(~series.eq_missing(series[first_run]).to_numpy())
         if differ.size:
-            raise DataError(
-                f"rows {int(first[differ[0]])} and {int(order[differ[0]])} have the same request_id "
-                f"{ids[int(first[differ[0]])].as_py()} and different values; a request has one value",
-                file=source,
-                column=name,
-            )
+            run = int(differ[0])
+            raise _unlike(int(heads[first_run[run]]), int(heads[run]), ids, name, source)
+
+
+def _unlike(first: int, row: int, ids: pa.Array, name: str, source: str) -> DataError:
+    return DataError(
+        f"rows {first} and {row} have the same request_id {ids[row].as_py()} and different values; "
+        "a request has one value",
+        file=source,
+        column=name,
+    )

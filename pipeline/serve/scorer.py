@@ -5,7 +5,8 @@ The one way to an artifact's scores: parity, profile, MLflow and the command lin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -13,23 +14,22 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
-from pipeline.data.assemble import assemble_inputs
 from pipeline.data.block import RequestBlock
-from pipeline.errors import ArtifactError, DataError
-from pipeline.serve.artifact import COMPILED, MODEL, ArtifactInfo, open_artifact
-from pipeline.serve.program import serving_tensors
+from pipeline.data.rowgroups import split
+from pipeline.errors import DataError
+from pipeline.serve.artifact import ArtifactInfo, open_artifact
+from pipeline.serve.example import made_up_requests
 from pipeline.serve.rows import Requests, Rows, as_arrow, to_requests
+from pipeline.serve.runtime import Program, load_program
 from pipeline.serve.signature import Signature
 
-Program = Callable[[dict[str, Tensor]], Tensor]
+PastLimit = Literal["split", "refuse"]
+_WARM_UP = 3
 
 
 class Scorer:
-    """Scores rows of one surface. Holds no state between calls, so that threads may share one.
+    """Scores rows of one surface. Threads may share one; a call sees one version of the weights from end to end.
 
     Args:
         signature: of the artifact.
@@ -37,33 +37,59 @@ class Scorer:
         past_limit: what to do with more requests than `signature.max_requests`: run them in parts, or refuse.
     """
 
-    def __init__(
-        self, signature: Signature, program: Program, *, past_limit: Literal["split", "refuse"] = "split"
-    ) -> None:
+    def __init__(self, signature: Signature, program: Program, *, past_limit: PastLimit = "split") -> None:
         self.signature = signature
-        self.program = program
         self.past_limit = past_limit
+        self._program = program
+        self._changing = threading.Lock()
 
     @classmethod
-    def open(cls, artifact: str | Path | ArtifactInfo, *, past_limit: Literal["split", "refuse"] = "split") -> Scorer:
+    def open(
+        cls,
+        artifact: str | Path | ArtifactInfo,
+        *,
+        past_limit: PastLimit = "split",
+        device: torch.device | None = None,
+        warm_up: bool = False,
+    ) -> Scorer:
         """Check an artifact and load its program, the compiled one if there is one.
+
+        Args:
+            artifact: its folder, or the opened artifact.
+            past_limit: see the class.
+            device: where to run; None is the CPU.
+            warm_up: score a few made-up requests first, so that the first caller does not pay for first calls.
 
         Raises:
             ArtifactError: it is missing, damaged or changed, of another version, or cannot be loaded here.
         """
         info = artifact if isinstance(artifact, ArtifactInfo) else open_artifact(artifact)
-        return cls(info.signature, load_program(info.path, info.signature), past_limit=past_limit)
+        program = load_program(info.path, info.signature, device=device)
+        scorer = cls(info.signature, program, past_limit=past_limit)
+        if warm_up:
+            scorer.warm_up()
+        return scorer
+
+    @property
+    def program(self) -> Program:
+        """What calls that begin now run."""
+        return self._program
+
+    def warm_up(self) -> None:
+        """Score a few made-up requests of the largest history."""
+        history = [self.signature.history_length, 0]
+        table = made_up_requests(self.signature.schema, self.signature.surface, candidates=[8, 2], history=history)
+        for _ in range(_WARM_UP):
+            self.score(table)
 
     def score(self, rows: Rows) -> pa.Table:
         """One float32 column a task, in the order of the rows; lists of one entry a candidate for grouped rows.
 
         Args:
-            rows: grouped or flat rows (see `pipeline.serve.rows`), as an Arrow table, a pandas or Polars frame
-                or the path of a Parquet file.
+            rows: see `pipeline.serve.rows`.
 
         Raises:
-            DataError: a column is missing, of another type, or holds what it must not; more requests than the
-                artifact's bound where that is refused.
+            DataError: the rows are not what the artifact wants, or are refused because they are too many.
         """
         table, source = as_arrow(rows)
         requests = to_requests(table, self.signature, source)
@@ -76,66 +102,58 @@ class Scorer:
         return frame
 
     def score_block(self, block: RequestBlock) -> np.ndarray:
-        """Probabilities of checked requests, float32 [C, T]; never more than the bound of requests at a time."""
+        """Probabilities of checked requests, float32 [C, T]; never more at a time than the artifact's bounds."""
         limit = self.signature.max_requests
         if len(block) > limit and self.past_limit == "refuse":
             raise DataError(f"{len(block)} requests are more than the artifact's bound of {limit}; send fewer at once")
-        parts = [self._run(block.slice(i, i + limit)) for i in range(0, len(block), limit)]
+        program = self._program  # read once: all parts of this call run with the same weights
+        parts = [self.run(part, program) for part in bounded(block, limit, self.signature.max_candidates)]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate([np.empty((0, len(self.signature.tasks)), np.float32), *parts])
 
-    def _run(self, block: RequestBlock) -> np.ndarray:
+    def run(self, block: RequestBlock, program: Program | None = None) -> np.ndarray:
+        """Probabilities of one run of the program, whatever its bounds; see `score_block`."""
+        program = program or self._program
         if not int(block.candidate_counts.sum()):
             return np.empty((0, len(self.signature.tasks)), np.float32)
-        layout = self.signature.layout
         with torch.inference_mode():
-            inputs = assemble_inputs({self.signature.surface: block}, layout)
-            return self.program(serving_tensors(inputs, layout)).numpy()
+            tensors = self.signature.tensors.tensors(block)
+            if program.device.type != "cpu":
+                tensors = {name: tensor.to(program.device) for name, tensor in tensors.items()}
+            return program(tensors).cpu().numpy()
 
     def _result(self, requests: Requests, scores_CT: np.ndarray) -> pa.Table:
-        if requests.order is None:
-            offsets = pa.array(np.concatenate([[0], np.cumsum(requests.block.candidate_counts.numpy())]), pa.int32())
-            columns = [pa.ListArray.from_arrays(offsets, pa.array(column)) for column in scores_CT.T]
-        else:
+        if requests.order is not None:
             back = np.empty_like(scores_CT)
             back[requests.order] = scores_CT
-            columns = [pa.array(column) for column in back.T]
+            scores_CT = back
+        columns: list[pa.Array] = [pa.array(np.ascontiguousarray(column)) for column in scores_CT.T]
+        if requests.grouped:
+            offsets = pa.array(np.concatenate([[0], np.cumsum(requests.block.candidate_counts.numpy())]), pa.int32())
+            columns = [pa.ListArray.from_arrays(offsets, column) for column in columns]
         return pa.table(dict(zip(self.signature.tasks, columns, strict=True)))
 
 
-def load_program(folder: Path, signature: Signature) -> Program:
-    """The program of a checked artifact.
+def bounded(block: RequestBlock, max_requests: int, max_candidates: int) -> Iterator[RequestBlock]:
+    """Parts of a block, in order, each of at most `max_requests` requests and `max_candidates` candidate slots.
 
-    Raises:
-        ArtifactError: this version of torch cannot load it.
+    Slots are requests times the most candidates of one of them, which is what a program's memory grows with. A request
+    that has more by itself becomes several; its history is then encoded once for each, 1 in `max_candidates`.
     """
-    import torchrec.sparse.jagged_tensor  # noqa: F401  registers the fbgemm operators
-
-    names = [i.name for i in signature.inputs]
-    try:
-        if (folder / COMPILED).is_file():
-            compiled = torch._inductor.aoti_load_package(str(folder / COMPILED))
-            return lambda tensors: compiled({n: tensors[n] for n in names})
-        return _callable(torch.export.load(folder / MODEL), names)
-    except Exception as error:  # whatever torch raises for a program of another version
-        raise ArtifactError(f"{folder / MODEL} cannot be loaded by torch {torch.__version__}: {error}") from error
-
-
-def _callable(program: ExportedProgram, names: list[str]) -> Program:
-    """The bare graph as a function: `program.module()` checks input bounds by algebra at every call (10 ms)."""
-    lifted: list[Tensor] = []
-    inputs: list[str] = []
-    for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
-            inputs.append(spec.arg.name)
-        elif spec.target in program.state_dict:
-            lifted.append(program.state_dict[spec.target])
-        else:
-            lifted.append(program.constants[str(spec.target)])
-    if inputs != [f"inputs_{name}" for name in names]:
-        raise ArtifactError(f"the program takes {inputs}, the signature names {names}")
-    graph = program.graph_module
-
-    def run(tensors: dict[str, Tensor]) -> Tensor:
-        return graph(*lifted, *(tensors[name] for name in names))[0]
-
-    return run
+    counts = block.candidate_counts.numpy()
+    most = int(counts.max()) if counts.size else 0
+    if counts.size <= max_requests and counts.size * most <= max_candidates:
+        yield block
+        return
+    if most > max_candidates:
+        block, _ = split(block, max_candidates)
+        counts = block.candidate_counts.numpy()
+    start = 0
+    while start < counts.size:
+        widest = np.maximum.accumulate(counts[start : start + max_requests])
+        fits = widest * np.arange(1, widest.size + 1) <= max_candidates
+        # Slots never fall as requests are added, so the fitting ones come first; one always fits.
+        stop = start + int(fits.sum())
+        yield block.slice(start, stop)
+        start = stop

@@ -1,15 +1,18 @@
-"""Embedding tables as an artifact holds them: all tables of one collection in one buffer, read by one fbgemm operator.
+"""Embedding tables as an artifact holds them: tables of one width in one matrix, read by plain tensor operators.
 
-A row is stored as int8, fp16 or fp32, padded to 4 bytes. An int8 row of D values is
+A row is stored as fp32, fp16, int8 or int4. A quantised row of D values is one byte c and D signed integers q:
 
-    scale (fp16), bias (fp16), q_1..q_D (uint8);   w_i = scale * q_i + bias
+    w_i = 2^(c / 8 - 24) * q_i,    |q_i| <= 127 (int8) or 7 (int4, two to a byte, stored as q + 8)
 
-with bias the row's least value and scale its range over 255, both rounded to fp16 before the q_i are chosen, so that
-a value is off by at most half a scale. This is the row-wise scheme of fbgemm's inference operators (Khudia et al.,
-"FBGEMM: Enabling High-Performance Low-Precision Deep Learning Inference", 2021), which is called directly: TorchRec's
-quantised collections hold a script object, which torch.export can only save as a pickle.
+with c the least that reaches the row's largest value, so that a value is off by at most half a step of its own row,
+and a step is at most 2^(1/8) times what the row needs. One byte of scale a row is what makes int8 rows of 16 values
+3.8 times smaller than fp32; a scale and a bias in fp16, as in fbgemm's inference operators (Khudia et al., "FBGEMM:
+Enabling High-Performance Low-Precision Deep Learning Inference", 2021), give 3.2. The grid of scales is fixed, so a
+row's bytes depend on that row alone, which is what lets a delta hold changed rows only.
 
-Shape letters: V values, F features, B rows, D embedding dim.
+Row 0 of each matrix is zeros: an absent id reads it.
+
+Shape letters: B rows of a batch, K features, V values, D embedding dim.
 """
 
 from __future__ import annotations
@@ -19,16 +22,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torchrec.sparse.jagged_tensor  # noqa: F401  registers the fbgemm operators
 from torch import Tensor, nn
 
-TableDtype = Literal["int8", "fp16", "fp32"]
-# How fbgemm numbers the types of weights and outputs (SparseType.as_int) and the ways of pooling (PoolingMode).
-_TYPES: dict[TableDtype, int] = {"fp32": 0, "fp16": 1, "int8": 2}
-_FP32_OUTPUT, _SUM, _NONE = 0, 0, 2
-_HOST = 3  # where the rows lie (EmbeddingLocation): the CPU operator reads no other place
-ROW_BYTES = 4  # rows start at multiples of this; the CPU operator needs no more
-_SMALLEST_SCALE = 2.0**-24  # the least fp16 above 0
+TableDtype = Literal["int8", "int4", "fp16", "fp32"]
+_LARGEST = {"int8": 127, "int4": 7}
+_STEPS, _LOWEST = 8, -24  # codes of an octave, and the exponent of code 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,109 +45,122 @@ class PackedTable:
 
 
 def pack_rows(weight: Tensor, dtype: TableDtype) -> Tensor:
-    """Rows as bytes: float32 [rows, D] to uint8 [rows, bytes of a row, a multiple of 4]."""
+    """Rows as they are stored, [rows, ...]: float32 or float16 [rows, D], or bytes.
+
+    Raises:
+        ValueError: a value is not finite, or too large for a quantised row.
+    """
     weight = weight.detach().float().cpu()
+    if not bool(weight.isfinite().all()):
+        raise ValueError("a table holds NaN or infinity; the training run has diverged")
+    if dtype == "fp32":
+        return weight.clone()
+    if dtype == "fp16":
+        return weight.half()
+    most = _LARGEST[dtype]
+    needed = weight.abs().amax(1, keepdim=True) / most
+    code = ((needed.log2() - _LOWEST) * _STEPS).ceil().clamp_min(0.0)
+    if code.numel() and float(code.max()) > 255:
+        largest = float(weight.abs().max())
+        raise ValueError(f"a table holds {largest:g}, too large for {dtype}; export with fp16 or fp32")
+    steps = (weight / _scale(code)).round().clamp(-most, most)
     if dtype == "int8":
-        low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
-        bias = low.half()
-        # Rounded up, and measured from the rounded bias, so that 255 steps still reach the highest value.
-        scale = ((high - bias.float()) / 255 * (1 + 2.0**-10)).clamp_min(_SMALLEST_SCALE).half()
-        steps = ((weight - bias.float()) / scale.float()).round().clamp(0, 255).to(torch.uint8)
-        rows = torch.cat([torch.cat([scale, bias], 1).view(torch.uint8), steps], 1)
-    else:
-        rows = (weight.half() if dtype == "fp16" else weight).contiguous().view(torch.uint8)
-    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % ROW_BYTES)).contiguous()
+        return torch.cat([code.to(torch.uint8), steps.to(torch.int8).view(torch.uint8)], 1)
+    nibbles = torch.nn.functional.pad((steps + 8).to(torch.uint8), (0, weight.shape[1] % 2))
+    return torch.cat([code.to(torch.uint8), nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)], 1)
+
+
+def unpack_rows(rows: Tensor, dtype: TableDtype, dim: int) -> Tensor:
+    """Stored rows [V, ...] as values, float32 [V, dim]."""
+    if dtype == "fp32":
+        return rows
+    if dtype == "fp16":
+        return rows.float()
+    scale = _scale(rows[:, :1].float())
+    if dtype == "int8":
+        return rows[:, 1:].view(torch.int8).float() * scale
+    pairs = rows[:, 1:]
+    nibbles = torch.stack([pairs & 15, pairs >> 4], 2).flatten(1)[:, :dim]
+    return (nibbles.float() - 8) * scale
+
+
+def _scale(code: Tensor) -> Tensor:
+    return torch.exp2(code / _STEPS + _LOWEST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """One input of row places: which features its columns hold, and where their tables begin.
+
+    Args:
+        dim: D, and so the matrix.
+        features: one a column.
+        starts: row of id 0 of each feature's table.
+    """
+
+    dim: int
+    features: tuple[str, ...]
+    starts: tuple[int, ...]
 
 
 class PackedTables(nn.Module):
-    """Tables of one collection; features are read in the order in which they are named here.
+    """All tables of an artifact. Id i of a table lies in row `start of the table + i` of the matrix of its width.
 
     Args:
-        tables: the tables; for `gather` all of the same D.
+        tables: the tables.
         dtype: how values are stored.
-        features: order of the features in inputs and outputs; each reads exactly one table.
 
     Raises:
-        ValueError: no feature, or one that no table or several tables name.
+        ValueError: a feature that several tables name, or values that cannot be stored.
     """
 
-    weights: Tensor
-    starts: Tensor
-    types: Tensor
-    dims: Tensor
-    placements: Tensor
-    elsewhere: Tensor
-
-    def __init__(self, *, tables: Sequence[PackedTable], dtype: TableDtype, features: Sequence[str]) -> None:
+    def __init__(self, *, tables: Sequence[PackedTable], dtype: TableDtype) -> None:
         super().__init__()
-        table_of = {f: t for t in tables for f in t.features}
-        if sorted(table_of) != sorted(f for t in tables for f in t.features) or set(table_of) != set(features):
-            raise ValueError(f"tables read features {sorted(table_of)}, which must be just {sorted(features)}")
-        if not features:
-            raise ValueError("features is empty; tables without a feature have no use")
-        self.features, self.dtype = tuple(features), dtype
-        self.widths = {f: int(table_of[f].weight.shape[1]) for f in features}
-        packed = {t.name: pack_rows(t.weight, dtype) for t in tables}
-        start, starts = 0, {}
-        for name, rows in packed.items():
-            starts[name] = start
-            start += rows.numel()
-        bounds = torch.tensor([0, *self.widths.values()]).cumsum(0)
-        self.total_dim = int(bounds[-1])
-        self.register_buffer("weights", torch.cat([rows.flatten() for rows in packed.values()]))
-        self.register_buffer("starts", torch.tensor([starts[table_of[f].name] for f in features], dtype=torch.int64))
-        self.register_buffer("types", torch.full((len(features),), _TYPES[dtype], dtype=torch.uint8))
-        self.register_buffer("dims", bounds.int())
-        self.register_buffer("placements", torch.full((len(features),), _HOST, dtype=torch.int32))
-        self.register_buffer("elsewhere", torch.empty(0, dtype=torch.uint8))
+        self.dtype = dtype
+        names = [f for t in tables for f in t.features]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a feature reads several tables: {sorted(n for n in set(names) if names.count(n) > 1)}")
+        self.widths = {f: int(t.weight.shape[1]) for t in tables for f in t.features}
+        self.starts: dict[str, int] = {}
+        for dim in sorted(set(self.widths.values())):
+            parts = [pack_rows(torch.zeros(1, dim), dtype)]
+            for table in tables:
+                if table.weight.shape[1] == dim:
+                    self.starts |= dict.fromkeys(table.features, sum(p.shape[0] for p in parts))
+                    parts.append(pack_rows(table.weight, dtype))
+            self.register_buffer(f"rows_{dim}", torch.cat(parts))
 
-    def pool(self, ids: Tensor, lengths: Tensor, features: Sequence[str] | None = None) -> Tensor:
-        """Sums of rows, float32 [B, sum of D], features side by side.
+    @property
+    def bytes(self) -> int:
+        """Size of all rows."""
+        return sum(b.nbytes for b in self.buffers())
 
-        Args:
-            ids: int64 [V], feature by feature and row by row.
-            lengths: int64 [F * B], ids of each feature and row.
-            features: F names that follow each other in this module's order; None for all.
-        """
-        features = features or self.features
-        first = self.features.index(features[0])
-        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-        return self._lookup(ids, offsets, pooling=_SUM, first=first, last=first + len(features))
+    def lookups(self, features: Sequence[str]) -> tuple[Lookup, ...]:
+        """The inputs that these features need, one a width."""
+        found = []
+        for dim in sorted({self.widths[f] for f in features}):
+            columns = tuple(f for f in features if self.widths[f] == dim)
+            found.append(Lookup(dim=dim, features=columns, starts=tuple(self.starts[f] for f in columns)))
+        return tuple(found)
 
-    def gather(self, ids: Tensor, features: Sequence[str]) -> Tensor:
-        """Rows one by one.
+    def gather(self, places: Tensor, dim: int) -> Tensor:
+        """Rows [B, K] (int64) of the matrix of width D as values, float32 [B, K, D]."""
+        rows = self.get_buffer(f"rows_{dim}").index_select(0, places.flatten())
+        return unpack_rows(rows, self.dtype, dim).view(*places.shape, dim)
+
+    def pool(self, places: Tensor, owner: Tensor, rows: int, dim: int) -> Tensor:
+        """Sums of the rows of a feature of several values, float32 [rows, D]; zeros without a value.
 
         Args:
-            ids: int64 [K, V], the ids of K features, as many each.
-            features: K names that follow each other in this module's order.
-
-        Returns:
-            float32 [K, V, D].
+            places: int64 [V], rows of the matrix of width D.
+            owner: int64 [V], which row of the result each belongs to.
+            rows: of the result.
+            dim: D.
         """
-        first = self.features.index(features[0])
-        offsets = torch.arange(len(features) + 1, device=ids.device) * ids.shape[1]
-        rows = self._lookup(ids.flatten(), offsets, pooling=_NONE, first=first, last=first + len(features))
-        return rows.unflatten(0, (len(features), ids.shape[1]))
+        values = self.gather(places[:, None], dim).squeeze(1)
+        return values.new_zeros(rows, dim).index_add(0, owner, values)
 
-    def _lookup(self, ids: Tensor, offsets: Tensor, *, pooling: int, first: int, last: int) -> Tensor:
-        width = max(self.widths.values())
-        return torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
-            dev_weights=self.weights,
-            uvm_weights=self.elsewhere,
-            weights_placements=self.placements[first:last],
-            weights_offsets=self.starts[first:last],
-            weights_tys=self.types[first:last],
-            D_offsets=self.dims[first : last + 1] - self.dims[first],
-            total_D=sum(list(self.widths.values())[first:last]),
-            max_int2_D=0,
-            max_int4_D=0,
-            max_int8_D=width if self.dtype == "int8" else 0,
-            max_float16_D=width if self.dtype == "fp16" else 0,
-            max_float32_D=width if self.dtype == "fp32" else 0,
-            indices=ids,
-            offsets=offsets,
-            pooling_mode=pooling,
-            indice_weights=None,
-            output_dtype=_FP32_OUTPUT,
-            row_alignment=ROW_BYTES,
-        )
+
+def is_table(name: str) -> bool:
+    """Whether a program's tensor of this name is a matrix of packed tables."""
+    return name.startswith("tables.rows_")

@@ -28,7 +28,7 @@ def test_a_copy_is_the_same_artifact(artifact: Callable[[str, str], ArtifactInfo
     assert info.surface == "sr"
     assert set(info.manifest.files) == {"model.pt2", "signature.json", "metrics.json", "parity.json", "config.json"}
     assert info.read("config.json")["run"]["name"] == "tiny"
-    assert {i.name: i.shape for i in info.signature.inputs}["item_ids"] == (2, "C")
+    assert {i.name: i.shape for i in info.signature.inputs}["candidate_rows_8"][0] == "C"
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "signature.json", "parity.json", "config.json", "metrics.json"])
@@ -57,7 +57,7 @@ def test_missing_parts(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m | {"format_version": 2}, "has format version 2, this version of Trefoil reads 1"),
+        (lambda m: m | {"format_version": 7}, "has format version 7, this version of Trefoil reads 2"),
         (lambda m: m | {"files": 3}, "is damaged: files"),
         (lambda m: m | {"files": m["files"] | {"../x": m["files"]["model.pt2"]}}, r"outside its folder: \.\./x"),
         (lambda m: [m], "is damaged"),

@@ -16,17 +16,20 @@ from torch.export import ExportedProgram
 from components.names import surface_of
 from pipeline.config import ConfigError, ModelConfig
 from pipeline.data.assemble import assemble_inputs
+from pipeline.data.block import RequestBlock
 from pipeline.data.logs import Dataset
 from pipeline.errors import ArtifactError
 from pipeline.serve import export as exporting
 from pipeline.serve import parity
 from pipeline.serve.artifact import ArtifactInfo
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.export import export, trainer_scores
-from pipeline.serve.program import ServingModel, export_program, serving_tensors
+from pipeline.serve.export import example_tensors, export, serving_model, signature_of
+from pipeline.serve.program import ServingModel, export_program
 from pipeline.serve.rows import to_requests
 from pipeline.serve.scorer import Scorer
-from pipeline.serve.signature import Signature, served_schema
+from pipeline.serve.signature import Signature
+from pipeline.serve.tables import is_table
+from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
 from pipeline.train.build import build_model, model_plan
 from tests.serve.conftest import CONFIG
@@ -54,9 +57,9 @@ def test_only_the_served_surface_is_in_the_program(artifact: Artifacts, program:
     info = artifact("rp", "int8")
     pruning = info.read("metrics.json")["pruning"]
     assert "query_term" in pruning["dropped_tables"], "only Search has a query"
-    # 8 values, scale and bias: 12 bytes a row, and not one row more than the tables that Related Pins reads.
-    rows = sum(v.size for v in info.signature.schema.vocabularies)
-    assert sum(v.numel() for n, v in program.state_dict.items() if n.endswith("tables.weights")) == 12 * rows
+    # 8 values and a scale: 9 bytes a row, and not one row more than the tables that Related Pins reads and zeros.
+    rows = 1 + sum(v.size for v in info.signature.schema.vocabularies)
+    assert sum(v.numel() for n, v in program.state_dict.items() if is_table(n)) == 9 * rows
     dropped = pruning["dropped_parameters"]
     assert {surface_of(n) for n in dropped} == {"hf", "sr"}
     assert pruning["artifact"]["dense_parameters"] < pruning["unified"]["dense_parameters"]
@@ -177,48 +180,39 @@ def built(log: Dataset, model: ModelConfig, surface: str) -> tuple[ServingModel,
     plan = replace(model_plan(config, log.schema, moments), keep=(surface,))
     torch.manual_seed(0)
     plain = build_model(plan, table_device=torch.device("cpu")).eval()
-    signature = Signature(
-        format_version=1,
-        surface=surface,
-        tasks=config.tasks,
-        dtype="fp32",
-        history_length=10,
-        max_requests=16,
-        schema=served_schema(log.schema, plan.layout, surface),
-        layout=plan.layout,
-        inputs=(),
-        key_maps=(),
-    )
-    served = ServingModel(model=plain, layout=plan.layout, dtype="fp32")
-    return served, signature, lambda inputs: torch.sigmoid(plain(inputs).calibrated)
+    served = serving_model(plan, plain, "fp32")
+    signature = signature_of(plan, served, surface, 10)
+
+    def score(block: RequestBlock) -> torch.Tensor:
+        return torch.sigmoid(plain(assemble_inputs({surface: block}, plan.layout)).calibrated)
+
+    return served, signature, score
 
 
-def example_of(signature: Signature, candidates: list[int], history: list[int]) -> object:
+def example_of(signature: Signature, candidates: list[int], history: list[int]) -> RequestBlock:
     table = made_up_requests(signature.schema, signature.surface, candidates=candidates, history=history)
-    block = to_requests(table, signature, "rows").block
-    return assemble_inputs({signature.surface: block}, signature.layout)
+    return to_requests(table, signature, "rows").block
 
 
 @pytest.mark.parametrize("name", list(variants()))
 @pytest.mark.parametrize("surface", ["hf", "sr", "rp"])
 def test_packed_is_plain_for_other_models(log: Dataset, name: str, surface: str) -> None:
     served, signature, plain = built(log, variants()[name], surface)
-    inputs = example_of(signature, [3, 1, 4], [2, 0, 7])
+    block = example_of(signature, [3, 1, 4], [2, 0, 7])
     with torch.no_grad():
-        torch.testing.assert_close(served(serving_tensors(inputs, signature.layout)), plain(inputs), atol=1e-6, rtol=0)
+        torch.testing.assert_close(served(signature.tensors.tensors(block)), plain(block), atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(variants()))
 def test_other_models_export(log: Dataset, name: str) -> None:
     served, signature, plain = built(log, variants()[name], "sr")
-    tensors = serving_tensors(example_of(signature, [5, 3, 7], [4, 9, 6]), signature.layout)
-    program = export_program(served, tensors).module(check_guards=False)
+    program = export_program(served, example_tensors(signature)).module(check_guards=False)
     with torch.no_grad():
         for candidates, history in (([1], [0]), ([1], [3]), ([200], [10]), ([3] * 16, [10] * 16)):
-            inputs = example_of(signature, candidates, history)
-            got = program(serving_tensors(inputs, signature.layout))
-            torch.testing.assert_close(got, plain(inputs), atol=1e-6, rtol=0)
+            block = example_of(signature, candidates, history)
+            got = program(signature.tensors.tensors(block))
+            torch.testing.assert_close(got, plain(block), atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
@@ -231,5 +225,5 @@ def test_compiled_scores_as_the_trainer(checkpoint: Path, log: Dataset, tmp_path
         nothing = pa.nulls(len(candidates), pa.int64())
         for rows in (table, table.set_column(table.column_names.index("related_item"), "related_item", nothing)):
             block = to_requests(rows, info.signature, "rows").block
-            trainer, _ = trainer_scores(checkpoint, state, "rp", block)
+            trainer = TrainedModel(checkpoint, state).scores("rp", block)
             np.testing.assert_allclose(scorer.score_block(block), trainer, atol=1e-6)

@@ -19,10 +19,10 @@ from pipeline.data.logs import Dataset
 from pipeline.errors import DataError
 from pipeline.schema import REQUEST_ID, Level
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.export import trainer_scores
 from pipeline.serve.parity import held_out
 from pipeline.serve.rows import to_requests
 from pipeline.serve.scorer import Scorer
+from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
 
 
@@ -49,7 +49,7 @@ def matrix(scores: pa.Table) -> np.ndarray:
 
 def test_scores_are_the_trainers(scorer: Scorer, checkpoint: Path, rows: pa.Table) -> None:
     block = to_requests(rows, scorer.signature, "rows").block
-    trainer, _ = trainer_scores(checkpoint, checkpoints.read_state(checkpoint), "sr", block)
+    trainer = TrainedModel(checkpoint, checkpoints.read_state(checkpoint)).scores("sr", block)
     scores = scorer.score(rows)
     assert scores.column_names == ["click", "save"]
     assert scores.num_rows == rows.num_rows
@@ -112,7 +112,7 @@ def test_every_shape(scorer: Scorer, checkpoint: Path, candidates: list[int], hi
     assert [len(x) for x in scores["click"].to_pylist()] == candidates
     if sum(candidates):
         block = to_requests(table, signature, "rows").block
-        trainer, _ = trainer_scores(checkpoint, checkpoints.read_state(checkpoint), "sr", block)
+        trainer = TrainedModel(checkpoint, checkpoints.read_state(checkpoint)).scores("sr", block)
         np.testing.assert_allclose(matrix(scores), trainer, atol=1e-6)
 
 
