@@ -67,6 +67,8 @@ def run(
     console: Console,
     warm: Path | None = None,
     fresh: tuple[str, ...] = (),
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
 ) -> JobResult:
     """Train, validate and test; every rank calls this. A folder that holds checkpoints is gone on with.
 
@@ -79,6 +81,8 @@ def run(
         console: where the first rank tells of progress.
         warm: checkpoint of another run whose weights to start from, where the folder holds no checkpoint yet.
         fresh: names or patterns of what keeps its first values all the same.
+        tags: of the run in MLflow, beside our own.
+        parent: key of the tracker of the run that this one is part of.
 
     Raises:
         TrefoilError: the run does not fit the log, or the folder holds another run.
@@ -93,8 +97,9 @@ def run(
             run_dir=folder,
             root=default_home(),
             experiment=experiment_of(config),
-            tags=_tags(config, dataset, ranks),
+            tags={**(tags or {}), **_tags(config, dataset, ranks)},
             params=flat_config(config),
+            parent=parent,
             rank=ranks.rank,
         )
         with tracker:

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.config", "pipeline.tracking"),
     ("pipeline.evaluate",),
     ("pipeline.data",),
-    ("pipeline.recipes",),
+    ("pipeline.recipes", "pipeline.sweep"),
     ("pipeline.train",),
     ("pipeline.serve",),
     ("pipeline.rollout",),

@@ -13,6 +13,7 @@ VERBS = {
     "inspect": "what a log holds, checked",
     "train": "train, validate and test a recipe on a log",
     "evaluate": "score a log's days with a checkpoint, per surface and task",
+    "sweep": "search a recipe's fields, judged on validation days",
     "compare": "differences between runs on the same rows, paired",
     "export": "make one surface's serving artifact from a checkpoint, and register it",
     "unshard": "write a checkpoint to one file of plain tensors",

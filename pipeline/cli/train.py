@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ Example:  trefoil train --recipe demo --data logs --nproc 2 --epochs 1 --model.h
 @dataclass(frozen=True, kw_only=True)
 class Args:
     recipe: str
-    """A shipped recipe (see `trefoil recipes`), or path/to/file.py:function."""
+    """A shipped recipe (see `trefoil recipes`), path/to/file.py:function, or a run's config.json."""
     data: Path
     """Folder of the log."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -40,6 +40,10 @@ class Args:
     """Checkpoint of another recipe or log to take weights from; tables that got more ids keep their rows."""
     fresh: tuple[str, ...] = ()
     """With --warm-start: tables or parameters (names or patterns) that start anew although the checkpoint has them."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the run in MLflow, such as wave 1."""
+    parent: str | None = None
+    """Key of the run in MLflow that this one is part of; sweeps and waves give it."""
     register: bool = False
     """Export every surface afterwards and register it as challenger."""
     json: bool = False
@@ -60,7 +64,16 @@ def main(argv: list[str]) -> int:
     out = console(args.json)
     if args.fresh and args.warm_start is None:
         raise ConfigError("--fresh is given without --warm-start, which it is about")
-    result = job.run(args.config, args.data, folder, console=out, warm=args.warm_start, fresh=args.fresh)
+    result = job.run(
+        args.config,
+        args.data,
+        folder,
+        console=out,
+        warm=args.warm_start,
+        fresh=args.fresh,
+        tags=args.tags,
+        parent=args.parent,
+    )
     if not job.is_first():
         return 0
     summary = job.summary(result)

@@ -1,7 +1,8 @@
 """Named runs: each a function without arguments that returns a whole `RunConfig`.
 
-`find("kuairand")` gives a shipped recipe, `find("path/to/file.py:function")` one of your own. A recipe file is
-Python and runs as such: use only files that you trust.
+`find("kuairand")` gives a shipped recipe, `find("path/to/file.py:function")` one of your own, and
+`find("runs/RUN/config.json")` the one that a run was trained with. A recipe in Python is code and runs as such: use
+only files that you trust. One in JSON is data.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, config_from_json
 from pipeline.errors import ConfigError, unknown
 
 # name -> module, function, what it is
@@ -30,7 +31,7 @@ SHIPPED: dict[str, tuple[str, str, str]] = {
 
 
 def find(name: str) -> Callable[[], RunConfig]:
-    """The recipe called `name`, or the function of a file, written FILE.py:FUNCTION.
+    """The recipe called `name`, or the function of a file, written FILE.py:FUNCTION, or a run's configuration.
 
     Raises:
         ConfigError: there is no such recipe, file or function.
@@ -38,8 +39,16 @@ def find(name: str) -> Callable[[], RunConfig]:
     if name in SHIPPED:
         module, function, _ = SHIPPED[name]
         return _function(importlib.import_module(module), function, name)
+    if name.endswith(".json"):
+        if not Path(name).is_file():
+            raise ConfigError(f"recipe {name!r}: there is no such file")
+        config = config_from_json(Path(name).read_bytes(), source=name)
+        return lambda: config
     if ".py:" not in name:
-        raise ConfigError(unknown("recipe", name, SHIPPED) + ". Your own is given as path/to/file.py:function")
+        raise ConfigError(
+            unknown("recipe", name, SHIPPED)
+            + ". Your own is given as path/to/file.py:function, that of a run as path/to/config.json"
+        )
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise ConfigError(f"recipe {name!r}: there is no file {path}")

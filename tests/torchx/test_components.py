@@ -29,7 +29,7 @@ from torchx_specs.train import train
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
-OURS = ("train", "evaluate", "export", "ingest")
+OURS = ("train", "evaluate", "export", "ingest", "sweep")
 CONFIG: dict[str, dict[str, str | bool]] = {
     "local_cwd": {"log_dir": "logs"},
     "slurm": {"partition": "gpu"},
@@ -43,6 +43,13 @@ JOBS: dict[str, tuple[str, list[str]]] = {
         [
             *("--recipe", "recipes.py:wide", "--data", "/logs", "--run_dir", "/runs/a b", *TWO_NODES),
             *("--env", "MLFLOW_TRACKING_URI=http://mlflow:5000", "--mounts", "type=volume,src=logs,dst=/logs,readonly"),
+        ],
+    ),
+    "sweep": (
+        "sweep",
+        [
+            *("--recipe", "demo", "--data", "/logs", "--space", "space.yaml", "--study", "/runs/sweeps/rates"),
+            *("--trials", "20", "--workers", "2", "--", "--folds", "2"),
         ],
     ),
     "export": ("export", ["--checkpoint", "runs/a/checkpoints/9", "--surface", "hf", "--out", "artifacts/hf"]),

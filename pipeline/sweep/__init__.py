@@ -1,0 +1,1 @@
+"""Searches over fields of a recipe by Optuna, judged on validation days alone: `trefoil sweep`."""
