@@ -22,15 +22,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from benchmarks.common import Report
-from pipeline.config import DaysConfig, RunConfig
+from pipeline.config import DaysConfig, RunConfig, config_from_json, config_to_json
 from pipeline.errors import ConfigError, unknown
 
+if TYPE_CHECKING:
+    from pipeline.evaluate.predictions import Predictions
+
 Arm = tuple[Callable[[], RunConfig], ...]
+
+# The one arm that is no model of ours: LightGBM on the unified recipe's numbers.
+BOOSTED_TREES = "boosted_trees"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,10 @@ def arms() -> dict[str, Arm]:
         "unified": (recipes.kuairand,),
         "merged": (recipes.merged,),
         "separate": (recipes.separate_hf, recipes.separate_sr, recipes.separate_rp),
-        **{name: (recipe,) for name, recipe in recipes.LADDER.items()},
+        "din": (recipes.din,),
+        BOOSTED_TREES: (recipes.kuairand,),
+        **{name: (recipe,) for name, recipe in (recipes.PARTS | recipes.LADDER).items()},
+        **recipes.ALONE,
     }
 
 
@@ -103,44 +112,86 @@ def plan(settings: Settings, data: Path) -> list[Run]:
     return runs
 
 
+def kept(run: Run) -> bool:
+    """Whether a finished run of this very configuration is there. A knob that the kept run did not know of must
+    stand at its default, so that a new one leaves what was measured valid."""
+    record = run.out.with_suffix(".json")
+    if not record.exists() or not run.out.exists():
+        return False
+    was = json.loads(record.read_text())["config"]
+    return config_from_json(json.dumps(was).encode(), source=str(record)) == run.config
+
+
 def execute(run: Run) -> str:
     """Train one model, score its test day, keep the predictions; what was kept before is not run again."""
-    if run.out.exists():
+    if kept(run):
         return f"{run.out.name}: kept"
     os.environ["OMP_NUM_THREADS"] = "1"
+    from pipeline.evaluate.predictions import write_predictions
+
+    predictions, cost = _boost(run) if run.arm == BOOSTED_TREES else _train(run)
+    write_predictions(run.out, predictions)
+    record = {**cost, "config": json.loads(config_to_json(run.config))}
+    run.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
+    return f"{run.out.name}: {cost['seconds']:.0f} s"
+
+
+def _boost(run: Run) -> tuple[Predictions, dict[str, Any]]:
+    from pipeline.data.logs import Dataset
+    from pipeline.train.boosted_trees import boosted_tree_predictions
+
+    start, start_cpu = time.perf_counter(), time.process_time()
+    predictions, impressions = boosted_tree_predictions(run.config, Dataset.open(run.data))
+    cost = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_cpu,
+        "impressions": impressions,
+        "dense_parameters": 0,
+        "parameters": 0,
+    }
+    return predictions, cost
+
+
+def _train(run: Run) -> tuple[Predictions, dict[str, Any]]:
     import torch
 
     torch.set_num_threads(1)
     from pipeline.data.logs import Dataset
-    from pipeline.evaluate.predictions import write_predictions
     from pipeline.train.judge import PredictionCollector, gather
     from pipeline.train.sharding import joined
     from pipeline.train.trainer import Trainer
 
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     with joined() as ranks:
         dataset = Dataset.open(run.data)
         trainer = Trainer(run.config, dataset, ranks, run.out.with_suffix(".checkpoints"))
         trainer.train()
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         shutil.rmtree(trainer.folder)
         collector = PredictionCollector(run.config.surfaces, run.config.tasks)
         trainer.predict(trainer.days.validation + trainer.days.test, collector.add)
         predictions = gather(collector, run.out.with_suffix(".gathered.parquet"), ranks, dataset)
         assert predictions is not None, "one rank is the first"
         impressions = sum(p.impressions for s in run.config.surfaces for p in dataset.partitions(s, trainer.days.train))
-        dense = trainer.dense_parameters
+        dense, every = trainer.dense_parameters, sum(p.numel() for p in trainer.model.parameters())
+        shifts = {surface: shift.tolist() for surface, shift in trainer.shifts.items()}
     run.out.with_suffix(".gathered.parquet").unlink()
-    cost = {"seconds": seconds, "impressions_per_second": impressions / seconds, "dense_parameters": dense}
-    run.out.with_suffix(".json").write_text(json.dumps(cost))
-    write_predictions(run.out, predictions)
-    return f"{run.out.name}: {seconds:.0f} s"
+    cost = {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "impressions": impressions,
+        "dense_parameters": dense,
+        "parameters": every,
+        "shifts": shifts,
+    }
+    return predictions, cost
 
 
 def collect(settings: Settings, data: Path, runs: list[Run]) -> dict[str, Any]:
     """Predictions by arm and seed, compared per day on identical rows."""
     from pipeline.data.logs import Dataset
     from pipeline.evaluate.compare import compare
+    from pipeline.evaluate.deciles import reliability
     from pipeline.evaluate.predictions import Predictions, read_predictions
     from pipeline.evaluate.report import as_dict, print_report
     from pipeline.train.days import split_days
@@ -151,7 +202,9 @@ def collect(settings: Settings, data: Path, runs: list[Run]) -> dict[str, Any]:
     for arm in settings.arms:
         of_arm = [r for r in runs if r.arm == arm]
         by_arm[arm] = [
-            Predictions.concat([read_predictions(r.out) for r in of_arm if r.config.seed == seed])
+            Predictions.concat(
+                [read_predictions(r.out).select(dates=(r.day,)) for r in of_arm if r.config.seed == seed]
+            )
             for seed in range(settings.seeds)
         ]
     trivial = []
@@ -162,16 +215,22 @@ def collect(settings: Settings, data: Path, runs: list[Run]) -> dict[str, Any]:
     compared = compare({**by_arm, "trivial": Predictions.concat(trivial)}, resamples=settings.resamples, daily=True)
     print_report(compared)
     result = as_dict(compared)
-    result["cost"] = {arm: _cost([r for r in runs if r.arm == arm], settings.seeds) for arm in settings.arms}
+    result["deciles"] = {arm: reliability(by_arm[arm], settings.task) for arm in settings.arms}
+    result["cost"] = {arm: _cost([r for r in runs if r.arm == arm], settings) for arm in settings.arms}
     return result
 
 
-def _cost(runs: list[Run], seeds: int) -> dict[str, float]:
-    """Mean over seeds of training seconds and of impressions a second of all the arm's models together."""
+def _cost(runs: list[Run], settings: Settings) -> dict[str, float]:
+    """Of all the arm's models together: processor seconds a seed, impressions a processor second, and parameters of
+    the models of one day. Processor seconds, as the machine may be busy."""
     costs = [json.loads(r.out.with_suffix(".json").read_text()) for r in runs]
-    seconds = sum(c["seconds"] for c in costs)
-    impressions = sum(c["seconds"] * c["impressions_per_second"] for c in costs)
-    return {"seconds_per_seed": seconds / seeds, "impressions_per_second": impressions / seconds}
+    seconds, groups = sum(c["cpu_seconds"] for c in costs), settings.seeds * settings.backtest_days
+    return {
+        "cpu_seconds_per_seed": seconds / settings.seeds,
+        "impressions_per_cpu_second": sum(c["impressions"] for c in costs) / seconds,
+        "dense_parameters": sum(c["dense_parameters"] for c in costs) / groups,
+        "parameters": sum(c["parameters"] for c in costs) / groups,
+    }
 
 
 def main() -> None:

@@ -222,6 +222,10 @@ class RunConfig:
     folder and the job ends, for its launcher to start it again."""
     log_steps: int = 50
     """Steps between logged training metrics."""
+    recalibration_prior: float | None = None
+    """After training, fit the biases of the calibration once more on the validation days, each held to its trained
+    value by a prior of this standard deviation, in logits (0.1: a day's rates drift by a tenth or so); none given
+    leaves them."""
     bootstrap_resamples: int = 200
     """Resamples of users behind each interval."""
 
@@ -271,6 +275,14 @@ class RunConfig:
             problems.append(f"days.first {self.days.first} is after days.last {self.days.last}")
         if not self.timeout_s > 0:
             problems.append(f"timeout_s is {self.timeout_s}; it must be positive")
+        prior = self.recalibration_prior
+        if prior is not None:
+            if not prior > 0:
+                problems.append(f"recalibration_prior is {prior}; it must be above 0")
+            if self.model.calibration == "none":
+                problems.append("recalibration_prior is set and model.calibration is none: there is no bias to move")
+            if not self.days.validation:
+                problems.append("recalibration_prior is set and days.validation is 0: there is no day to fit it on")
         history = self.model.history
         if history.kind in ("transformer", "attention") and history.width % history.heads:
             problems.append(

@@ -222,6 +222,8 @@ def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, *,
     dense_kwargs: dict[str, Any] = {"lr": config.dense_lr}
     if config.dense_weight_decay:
         dense_kwargs["weight_decay"] = config.dense_weight_decay
+    # One kernel for all parameters: many small tensors cost Python's time, not arithmetic's.
+    dense_kwargs["fused"] = True
     dense: KeyedOptimizer = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(model.named_parameters())),
         lambda params: DENSE_OPTIMIZERS[config.dense](params, **dense_kwargs),

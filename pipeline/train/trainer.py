@@ -21,6 +21,7 @@ from pipeline.schema import Kind
 from pipeline.train import checkpoint
 from pipeline.train.build import build_task, model_plan
 from pipeline.train.days import DaySplit, Lesson, split_days
+from pipeline.train.recalibrate import LogitCollector, recalibrate
 from pipeline.train.sharding import Ranks, build_optimizer, shard
 from pipeline.train.supervision import Supervision
 from pipeline.train.tables import fill_tables, table_of
@@ -64,6 +65,7 @@ class Trainer:
 
     Attributes:
         stopped: whether the run was told to leave, as all ranks agree; what was reached is saved.
+        shifts: by surface, what recalibration added to each task's calibration, in logits; empty before or without it.
 
     Raises:
         ConfigError, SchemaError, DataError: the run does not fit the log.
@@ -87,6 +89,7 @@ class Trainer:
         self.supervision = supervision or Supervision()
         self.lesson = lesson
         self.stopped = False
+        self.shifts: dict[str, torch.Tensor] = {}
         self.days: DaySplit = lesson.split if lesson is not None else split_days(dataset, config.days)
         moments = (lesson.moments if lesson is not None else None) or {
             f.name: dataset.numeric_moments(f.name, self.days.train) for f in dataset.schema.select(kind=Kind.NUMERIC)
@@ -185,9 +188,20 @@ class Trainer:
             self._train_epoch()
             if not self.stopped:
                 self.position = Position(self.position.epoch + 1, 0)
+        if self.config.recalibration_prior is not None and self.state.name != self._saved and not self.stopped:
+            self._recalibrate(self.config.recalibration_prior)
         path = self.save()
         self.writer.finish()
         return path
+
+    def _recalibrate(self, prior: float) -> None:
+        """Fit the calibration's biases on the validation days; a run told to leave does so when it goes on."""
+        collected = LogitCollector(self.config.surfaces)
+        self.predict(self.days.validation, collected.add)
+        if self.stopped:
+            self.position = Position(self.position.epoch - 1, self.loader.steps)
+            return
+        self.shifts = recalibrate(self.model, collected, prior=prior, total=self.ranks.sum)
 
     def save(self) -> Path:
         """Begin to write a checkpoint of the position reached, if there is none yet; every rank calls this."""
