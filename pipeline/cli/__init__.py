@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from pipeline.errors import TrefoilError, unknown
@@ -20,6 +21,8 @@ VERBS = {
     "score": "score a file of rows with an artifact",
     "profile": "what serving artifacts costs: latency, throughput, operations, bytes",
     "recipes": "the shipped recipes",
+    "sync": "send MLflow what a run's records still hold",
+    "completion": "print a script that completes verbs and flags in bash or zsh",
     "doctor": "what works on this machine and what does not",
 }
 
@@ -44,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     except TrefoilError as error:
         print(f"trefoil {verb}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Who reads our output has read enough, as `| head` does. Python would fail once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"trefoil {verb}: interrupted", file=sys.stderr)
         return 130

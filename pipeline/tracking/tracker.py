@@ -186,9 +186,7 @@ class Tracker:
         self._thread.join(patience_s)
         if not self._arrived():
             folder = self._journal.folder
-            log.warning(
-                "MLflow has not taken all records of this run; send them by: python -m pipeline.tracking %s", folder
-            )
+            log.warning("MLflow has not taken all records of this run; send them by: trefoil sync %s", folder)
             return False
         return True
 

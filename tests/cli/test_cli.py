@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pipeline.cli import VERBS, main
 from pipeline.data.simulate import SimulationConfig, simulate
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "mlflow", "polars", "pyarrow", "numpy", "pandas")
 
 
@@ -93,3 +95,27 @@ def test_unknown_flags_and_unusable_values_name_the_nearest(
 def test_recipes_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "--json"]) == 0
     assert "kuairand" in json.loads(capsys.readouterr().out)
+
+
+def test_completion_knows_every_verb_and_its_flags() -> None:
+    # What a shell would offer, asked of a real one.
+    ask = """
+eval "$(trefoil completion bash)"
+offer() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _trefoil; echo "${COMPREPLY[*]}"; }
+trefoil() { python -m pipeline.cli "$@"; }
+offer trefoil tr
+offer trefoil train --loader.his
+offer trefoil compare --j
+"""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    ask = ask.replace("trefoil completion", "python -m pipeline.cli completion")
+    done = subprocess.run(["bash", "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["train", "--loader.history-length", "--json"]
+
+
+def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m pipeline.cli train --recipe demo --data x --help | head -n 1"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: trefoil train")
+    assert done.stderr == ""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.sync import main
 from pipeline.tracking import connect, tracking_uri
-from pipeline.tracking.__main__ import main
 from pipeline.tracking.store import experiment_id
 
 MAKE = """

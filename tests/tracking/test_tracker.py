@@ -120,7 +120,7 @@ def test_a_refused_server_blocks_nobody_and_loses_nothing(
     assert not tracker.flush()
     assert not tracker.finish()
     assert tracker.run_id is None
-    assert "python -m pipeline.tracking" in caplog.text
+    assert "trefoil sync" in caplog.text
     with pytest.raises(TrefoilError, match="did not take all"):
         sync(tmp_path / "run")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
