@@ -217,7 +217,7 @@ class RunConfig:
     tf32: bool = True
     """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    timeout_s: float = 600.0
+    timeout_s: float = 1800.0
     """A rank that finishes no step for this long is taken for hung: the stacks of all ranks are written to the run's
     folder and the job ends, for its launcher to start it again."""
     log_steps: int = 50

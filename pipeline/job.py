@@ -26,7 +26,6 @@ from pipeline.evaluate.report import MODEL, as_dict, print_report
 from pipeline.publish import export_surface, register_artifact
 from pipeline.tracking import Tracker, metric_name
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import WarmStart
 from pipeline.train.days import split_days
 from pipeline.train.judge import PredictionCollector, gather, judge
 from pipeline.train.sharding import Ranks, describe_plan, joined
@@ -87,28 +86,13 @@ def run(
     Raises:
         TrefoilError: the run does not fit the log, or the folder holds another run.
     """
+    dataset = Dataset.open(data)
     with member(config, folder) as (ranks, supervision):
-        dataset = Dataset.open(data)
-        if ranks.is_first:
-            _claim(folder, config)
-        ranks.barrier()
-        tracker = Tracker.start(
-            folder.name,
-            run_dir=folder,
-            root=default_home(),
-            experiment=experiment_of(config),
-            tags={**(tags or {}), **_tags(config, dataset, ranks)},
-            params=flat_config(config),
-            parent=parent,
-            rank=ranks.rank,
-        )
-        with tracker:
+        with start_tracker(config, dataset, folder, ranks, tags=tags, parent=parent) as tracker:
             reporter = ConsoleReporter(console, tracker)
             trainer = Trainer(config, dataset, ranks, folder / "checkpoints", reporter, supervision)
             if not go_on(trainer, folder, console) and warm is not None:
-                report = checkpoint.warm_start(warm, trainer.model, dataset.schema, fresh=fresh)
-                if ranks.is_first:
-                    _tell_warm_start(report, folder, console)
+                start_warm(trainer, warm, fresh, folder, console)
             path = trainer.train()
             comparison = None if trainer.stopped else _judge(trainer, folder, console, tracker)
         write_status(folder, ranks, "pre-empted" if trainer.stopped else "finished", checkpoint=path.name)
@@ -119,15 +103,21 @@ def run(
 
 @contextmanager
 def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision]]:
-    """This process as a rank of a run: told of SIGTERM, watched, its state written to RUN/status.json."""
+    """This process as a rank of a run: told of SIGTERM, watched, its state written to RUN/status.json.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+    """
     stacks = stacks_file(folder, int(os.environ.get("RANK", "0")))
     with (
         Supervision(stacks, config.timeout_s) as supervision,
         # Ranks that wait for a hung one must outlive the watch, so that it can write their stacks too.
         joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S) as ranks,
     ):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_status(folder, ranks, "running")
+        if ranks.is_first:
+            _claim(folder, config)
+            write_status(folder, ranks, "running")
+        ranks.barrier()
         try:
             yield ranks, supervision
         except BaseException as error:
@@ -164,8 +154,38 @@ def go_on(trainer: Trainer, folder: Path, console: Console) -> bool:
     return path is not None
 
 
-def _tell_warm_start(report: list[WarmStart], folder: Path, console: Console) -> None:
-    """Print what became of each table, the dense parameters in numbers; all of it goes to RUN/warm_start.json."""
+def start_tracker(
+    config: RunConfig,
+    dataset: Dataset,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
+) -> Tracker:
+    """The record of a run, with further tags and a parent if given; only the first rank's goes anywhere."""
+    return Tracker.start(
+        folder.name,
+        run_dir=folder,
+        root=default_home(),
+        experiment=experiment_of(config),
+        tags={**(tags or {}), **_tags(config, dataset, ranks)},
+        params=flat_config(config),
+        parent=parent,
+        rank=ranks.rank,
+    )
+
+
+def start_warm(trainer: Trainer, warm: Path, fresh: tuple[str, ...], folder: Path, console: Console) -> None:
+    """Take another run's weights and tell what became of each table; all of it goes to RUN/warm_start.json.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not fit.
+    """
+    checkpoint.verify(warm, part=trainer.ranks.rank, parts=trainer.ranks.world_size)
+    report = checkpoint.warm_start(warm, trainer.model, trainer.dataset.schema, fresh=fresh)
+    if not trainer.ranks.is_first:
+        return
     table = Table(title="warm start")
     for heading in ("table", "", "in the checkpoint", "here"):
         table.add_column(heading)

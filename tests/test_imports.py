@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.rollout",),
     ("pipeline.publish",),
     ("pipeline.job",),
+    ("pipeline.daily",),
     ("pipeline.cli",),
 )
 DISTRIBUTING = ("torch.distributed", "torchrec.distributed")

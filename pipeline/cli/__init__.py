@@ -13,6 +13,7 @@ VERBS = {
     "ingest": "turn flat impression logs into a Trefoil log",
     "inspect": "what a log holds, checked",
     "train": "train, validate and test a recipe on a log",
+    "daily": "train on each new day of a log, scored before it is trained on",
     "evaluate": "score a log's days with a checkpoint, per surface and task",
     "sweep": "search a recipe's fields, judged on validation days",
     "compare": "differences between runs on the same rows, paired",

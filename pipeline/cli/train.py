@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +10,9 @@ from typing import Annotated
 import tyro
 
 from pipeline.cli.common import console, finish, parse
+from pipeline.cli.launch import launch, recipe_of
 from pipeline.config import RunConfig, default_home
 from pipeline.errors import ConfigError
-from pipeline.recipes import SHIPPED, find
 
 DESCRIPTION = """Train a recipe, then score its validation and test days per surface and task.
 
@@ -34,6 +31,8 @@ class Args:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     nproc: int = 1
     """Processes on this machine; under torchrun or TorchX leave it out."""
+    max_restarts: int = 0
+    """With --nproc: times that all processes start again, from their last checkpoint, after one has failed."""
     run_dir: Path | None = None
     """Folder of the run; one that holds checkpoints is gone on with. None given makes a new one."""
     warm_start: Path | None = None
@@ -51,7 +50,9 @@ class Args:
 
 
 def main(argv: list[str]) -> int:
-    args = parse(Args, argv, verb="train", description=DESCRIPTION, default=_defaults(argv))
+    recipe, data, config = recipe_of(argv)
+    default = Args(recipe=recipe, data=data, config=config)
+    args = parse(Args, argv, verb="train", description=DESCRIPTION, default=default)
     from pipeline import job  # here, because it brings torch
 
     if args.nproc < 1:
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("give --run-dir: ranks that a launcher starts must agree on the folder of the run")
     folder = args.run_dir or _new_folder(args.config)
     if not job.is_worker() and args.nproc > 1:
-        return _launch(argv, args.nproc, folder if args.run_dir is None else None)
+        return launch("train", argv, args.nproc, args.max_restarts, folder)
     out = console(args.json)
     if args.fresh and args.warm_start is None:
         raise ConfigError("--fresh is given without --warm-start, which it is about")
@@ -86,48 +87,5 @@ def main(argv: list[str]) -> int:
     return finish(summary, args.json)
 
 
-def _defaults(argv: list[str]) -> Args:
-    """Defaults of the flags, which are those of the recipe that the flags name.
-
-    Raises:
-        ConfigError: no recipe or data folder is named, or the recipe is unknown.
-    """
-    recipe, data = _value(argv, "--recipe"), _value(argv, "--data")
-    asks_help = "--help" in argv or "-h" in argv
-    if recipe is None and not asks_help:
-        raise ConfigError(f"give --recipe NAME. Shipped: {', '.join(SHIPPED)}")
-    if data is None and not asks_help:
-        raise ConfigError("give --data DIR, a log made by `trefoil simulate` or `trefoil ingest`")
-    return Args(recipe=recipe or "demo", data=Path(data or "logs"), config=find(recipe or "demo")())
-
-
-def _value(argv: list[str], flag: str) -> str | None:
-    for i, text in enumerate(argv):
-        if text == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if text.startswith(flag + "="):
-            return text.removeprefix(flag + "=")
-    return None
-
-
-def _without(argv: list[str], flag: str) -> list[str]:
-    """The arguments less a flag and its value: torchrun would take `--nproc` for an abbreviation of its own."""
-    rest = [text for text in argv if not text.startswith(flag + "=")]
-    if flag in rest:
-        i = rest.index(flag)
-        del rest[i : i + 2]
-    return rest
-
-
 def _new_folder(config: RunConfig) -> Path:
     return default_home() / f"{config.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-seed{config.seed}"
-
-
-def _launch(argv: list[str], nproc: int, folder: Path | None) -> int:
-    """Start `nproc` local ranks of this very command through torchrun; its status is ours."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", "-m", "pipeline.cli"]
-    rest = _without(argv, "--nproc") + (["--run-dir", str(folder)] if folder is not None else [])
-    # Ranks share the machine's cores: one thread each unless the user has said otherwise.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    command = [sys.executable, *launcher, "train", *rest]
-    return subprocess.run(command, env=environment, check=False).returncode

@@ -90,7 +90,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(*, timeout_s: float = 600) -> Iterator[Ranks]:
+def joined(*, timeout_s: float = 1800) -> Iterator[Ranks]:
     """Join the process group that the launcher (torchrun, TorchX) describes in the environment, or be alone.
 
     Args:

@@ -25,7 +25,7 @@ class Supervision:
             the first beat.
     """
 
-    def __init__(self, stacks: Path | None = None, timeout_s: float = 600.0) -> None:
+    def __init__(self, stacks: Path | None = None, timeout_s: float = 1800.0) -> None:
         self.stacks = stacks
         self.timeout_s = timeout_s
         self.leaving = False
@@ -55,6 +55,11 @@ class Supervision:
         """Say that this rank goes on."""
         if self._file is not None:
             faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=self._file)
+
+    def rest(self) -> None:
+        """Say that what follows has no steps."""
+        if self._file is not None:
+            faulthandler.cancel_dump_traceback_later()
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         self.leaving = True

@@ -62,6 +62,7 @@ class Trainer:
         reporter: told of progress on the first rank; None for silence.
         supervision: says when to leave, and is told of every step.
         lesson: the day to train on in continuous training; None trains on the days of the configuration.
+        writer: of checkpoints, where an earlier day's trainer has one; None makes one.
 
     Attributes:
         stopped: whether the run was told to leave, as all ranks agree; what was reached is saved.
@@ -80,6 +81,7 @@ class Trainer:
         reporter: Reporter | None = None,
         supervision: Supervision | None = None,
         lesson: Lesson | None = None,
+        writer: checkpoint.CheckpointWriter | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -107,8 +109,9 @@ class Trainer:
         self.total_steps = self.loader.steps * config.epochs
         self.optimizer = build_optimizer(self.model, config.optimizer, total_steps=self.total_steps)
         self.first_epoch = lesson.first_epoch if lesson is not None else 0
+        self.last_epoch = self.first_epoch + config.epochs
         self.position = Position(self.first_epoch)
-        self.writer = checkpoint.CheckpointWriter(folder, config.checkpoint, ranks, self.supervision.beat)
+        self.writer = writer or checkpoint.CheckpointWriter(folder, config.checkpoint, ranks, self.supervision.beat)
         # Name and metrics of what was last saved or loaded.
         self._saved = ""
         self._metrics: dict[str, float] = {}
@@ -168,12 +171,19 @@ class Trainer:
             config=self.config,
             schema=self.dataset.schema,
             moments=dict(self.plan.moments),
-            dataset=self.dataset.fingerprint,
+            dataset=self.lesson.digest if self.lesson is not None else self.dataset.fingerprint,
             training_days=self.days.train,
             epoch=self.position.epoch,
             step=self.position.step,
-            days_done=dict(self.lesson.days_done) if self.lesson is not None else {},
+            days_done=self._days_done,
         )
+
+    @property
+    def _days_done(self) -> dict[str, str]:
+        if self.lesson is None:
+            return {}
+        finished = self.position.epoch == self.last_epoch
+        return {**self.lesson.days_done, **({self.lesson.day: self.lesson.digest} if finished else {})}
 
     def train(self) -> Path:
         """Train to the end, or until told to leave (`stopped`); returns the last checkpoint.
@@ -184,7 +194,7 @@ class Trainer:
         if self.reporter is not None:
             self.reporter.plan(self)
         self.model.train()
-        while self.position.epoch < self.first_epoch + self.config.epochs and not self.stopped:
+        while self.position.epoch < self.last_epoch and not self.stopped:
             self._train_epoch()
             if not self.stopped:
                 self.position = Position(self.position.epoch + 1, 0)
@@ -192,6 +202,7 @@ class Trainer:
             self._recalibrate(self.config.recalibration_prior)
         path = self.save()
         self.writer.finish()
+        self.supervision.rest()
         return path
 
     def _recalibrate(self, prior: float) -> None:
@@ -259,6 +270,7 @@ class Trainer:
                 for outputs in self._progress(self._agreed(loader.batches(0))):
                     consume(day, outputs)
         self.model.train()
+        self.supervision.rest()
 
     def _agreed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches whose losses are divided by the mean total over ranks, so that their gradients' mean is the

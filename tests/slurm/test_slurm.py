@@ -71,7 +71,7 @@ def submit(folder: Path, log: Path, run_dir: Path, *overrides: str) -> str:
     """Hand a two-node training job to Slurm; its handle. Nothing is copied: both nodes have this machine's files."""
     arguments = [
         *("--recipe", "demo", "--data", str(log), "--run_dir", str(run_dir), "-j", "2x1", "--python", sys.executable),
-        *("--max_retries", "3", "--", "--epochs", "2", "--checkpoint-steps", "3", *overrides),
+        *("--max_retries", "3", "--", "--epochs", "2", "--checkpoint.steps", "3", *overrides),
     ]
     with get_runner() as runner:
         return str(

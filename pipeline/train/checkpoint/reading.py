@@ -96,7 +96,8 @@ def check_compatible(
     """
     fields = ["schema", "dataset", "training_days", "moments"]
     if growing:
-        fields = ["moments"]
+        # Within a day its rows and their order must be the same; a finished day is past.
+        fields = ["moments"] + (["dataset"] if state.training_days == expected.training_days and state.step else [])
         _check_growth(checkpoint, state.schema, expected.schema)
     differ = [name for name in fields if getattr(state, name) != getattr(expected, name)]
     mine, theirs = asdict(expected.config), asdict(state.config)

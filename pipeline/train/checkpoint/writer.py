@@ -146,7 +146,8 @@ class CheckpointWriter:
         self._together(target, prepare)
         try:
             dcp.save(staged, storage_writer=Writer(str(beside), files), process_group=self.peers.host_group)
-        except Exception as error:
+        # DCP's own error is no Exception.
+        except (Exception, dcp.CheckpointException) as error:
             # Every rank gets here: DCP gathers what went wrong on any of them.
             reasons = [str(e) for e in self.peers.gather(files.error) if e is not None]
             raise self._failure(target, reasons[0] if reasons else first_line(error)) from error
