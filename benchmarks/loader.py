@@ -11,9 +11,10 @@ One thread each, no prefetching, processor time (so that neighbours on the machi
   of decoded Arrow buffers, and of files.
 - `batches_per_second`, `requests_per_second`: of ready batches.
 - `first_batch_s`, `resume_s`: from making a loader to its first batch, at step 0 and in mid-epoch.
-- `held_mb`, `held_mb_by_tenth`: decoded rows that the loader holds, at most and over the epoch; `bound_mb`: what the
-  loader's docstring allows; `batch_mb`: one batch; `peak_mb`: growth of resident memory over an epoch, Arrow's and
-  torch's caches included.
+- `held_mb`, `held_mb_by_tenth`: decoded rows that the loader holds, at most and over the epoch, with buffers made small
+  (`MEMORY`, row groups of 256 requests) so that the log is several times larger; `bound_mb`: what the loader's
+  docstring allows; `log_over_held`: decoded bytes of the log over `held_mb`; `batch_mb`: one batch; `peak_mb`: growth of resident
+  memory over an epoch, Arrow's and torch's caches included.
 
 What it does not show: reading from a network store (files are in the page cache), several ranks on one disk, the share
 of training time spent waiting (measured in training: `Loader.waited_s`), and logs whose row groups are so many
@@ -44,11 +45,13 @@ from pipeline.config import LoaderConfig
 from pipeline.data.block import columns_of
 from pipeline.data.layout import FeatureLayout, feature_layout
 from pipeline.data.loader import Loader
-from pipeline.data.logs import Dataset
+from pipeline.data.logs import Dataset, LogWriter
 from pipeline.data.simulate import SimulationConfig, simulate
 from pipeline.schema import Level
 
 CANDIDATES, HISTORY = 8, 100
+MEMORY = LoaderConfig(requests_per_batch=256, prefetch_batches=0, lanes=8, window=128)
+MEMORY_ROW_GROUP = 256
 
 
 def main() -> None:
@@ -72,7 +75,9 @@ def main() -> None:
         log = simulate(Path(folder) / "grouped", simulated)
         layout = feature_layout(log.schema, surfaces=log.schema.surfaces, tasks=log.schema.tasks)
         figures = rates(log, layout, config, rounds) | starts(log, layout, config, 3 if quick else 7)
-        figures |= memory(log, layout, config) | flat_over_grouped(log, layout, Path(folder) / "flat")
+        figures |= memory(smaller_row_groups(log, Path(folder) / "small"), layout) | flat_over_grouped(
+            log, layout, Path(folder) / "flat"
+        )
     settings = {
         "quick": quick,
         "rounds": rounds,
@@ -147,9 +152,23 @@ def starts(log: Dataset, layout: FeatureLayout, config: LoaderConfig, rounds: in
     }
 
 
-def memory(log: Dataset, layout: FeatureLayout, config: LoaderConfig) -> dict[str, Any]:
+def smaller_row_groups(log: Dataset, folder: Path) -> Dataset:
+    """The same rows in row groups of `MEMORY_ROW_GROUP` requests."""
+    writer = LogWriter(folder, log.schema, row_group_requests=MEMORY_ROW_GROUP)
+    for partition in log.description.partitions:
+        for file in partition.files:
+            table = pq.ParquetFile(log.root / file.path).read(use_threads=False)
+            writer.write(partition.surface, partition.date, table)
+    return writer.close({})
+
+
+def memory(log: Dataset, layout: FeatureLayout) -> dict[str, Any]:
     """Memory over an epoch."""
-    loader = loader_of(log, layout, config)
+    loader = loader_of(log, layout, MEMORY)
+    decoded = sum(
+        pq.ParquetFile(path).read(columns=columns, use_threads=False).nbytes
+        for _, path, columns in files_of(log, layout)
+    )
     before = peak = resident_mb()
     done = threading.Event()
 
@@ -174,6 +193,7 @@ def memory(log: Dataset, layout: FeatureLayout, config: LoaderConfig) -> dict[st
     return {
         "held_mb": max(held),
         "held_mb_by_tenth": [round(max(held[i : i + tenth]), 1) for i in range(0, len(held), tenth)],
+        "log_over_held": decoded / 2**20 / max(held),
         "bound_mb": bound_mb(loader),
         "batch_mb": batch_mb,
         "peak_mb": peak - before,

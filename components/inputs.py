@@ -23,8 +23,8 @@ class ModelInputs:
         candidate_ids: pooled candidate features; one row a candidate.
         sequence_ids: ids that meet across levels (history items, candidate ids), one row a request.
             The values of a candidate-level key are exactly the C candidate ids, in order.
-        history_action: int64 [H], code of each event's outcome (0 = unknown).
-        history_surface: int64 [H], 0 = unknown surface, else 1 + index of the surface in the schema.
+        history_action: int32 or int64 [H], code of each event's outcome (0 = unknown).
+        history_surface: int32 or int64 [H], 0 = unknown surface, else 1 + index of the surface in the schema.
         history_age: float32 [H], seconds between event and request, above 0.
         history_numeric: float32 [H, N], NaN = absent.
         request_numeric: float32 [R, N], NaN = absent.

@@ -205,11 +205,6 @@ def assemble_inputs(blocks: dict[str, RequestBlock], layout: FeatureLayout) -> M
     return join_inputs([prepare(blocks[s], layout) for s in layout.surfaces], layout)
 
 
-def assemble_batch(blocks: dict[str, RequestBlock], layout: FeatureLayout) -> Batch:
-    """A batch with labels; see `assemble_inputs`."""
-    return join_batch([prepare(blocks[s], layout) for s in layout.surfaces], layout)
-
-
 def _bags(single: Tensor, names: tuple[str, ...], several: list[dict[str, Jagged]], rows: list[int]) -> list[_Pieces]:
     """Ids of features, any number a row: lists as they are, else zero or one from the matrix [rows, names]."""
     if not names:

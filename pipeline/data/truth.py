@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -66,44 +66,34 @@ def read_truth(dataset: Dataset, surface: str, days: tuple[str, ...] | None = No
     return pa.concat_tables(tables)
 
 
-def truth_of_requests(
-    dataset: Dataset, surface: str, request_id: np.ndarray, days: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Truths of given requests, joined on (surface, request_id).
+def with_truth(table: pl.DataFrame, dataset: Dataset, tasks: tuple[str, ...]) -> pl.DataFrame:
+    """The table with `truth_<task>` where the log was simulated; unchanged otherwise.
 
     Args:
-        dataset: a simulated log.
-        surface: the surface of all these requests.
-        request_id: int64 [R], in any order, repeats allowed.
-        days: where to look; None = on all days.
-
-    Returns:
-        float32 [C, T], candidates in the order of `request_id` and within a request in the log's order, and
-        int64 [R], how many candidates each request has.
+        table: one row a candidate: surface, date, request_id, candidate (its place in the request) and more.
+        dataset: the log that the rows come from.
+        tasks: whose truths to join.
 
     Raises:
-        DataError: as `read_truth`, and when a request is not there.
+        DataError: as `read_truth`, and when a row has no truth.
     """
-    table = read_truth(dataset, surface, days).combine_chunks()
-    known = table[REQUEST_ID].to_numpy()
-    order = np.argsort(known, kind="stable")
-    if known.size == 0 and request_id.size:
-        raise DataError(f"surface {surface!r} has no truths on these days", file=str(dataset.root / TRUTH))
-    found = np.minimum(np.searchsorted(known, request_id, sorter=order), max(known.size - 1, 0))
-    row = order[found]
-    if (wrong := np.flatnonzero(known[row] != request_id)).size:
-        raise DataError(
-            f"request {int(request_id[wrong[0]])} of surface {surface!r} has no truth on these days",
-            file=str(dataset.root / TRUTH),
+    if not has_truth(dataset):
+        return table
+    parts = []
+    for surface in table["surface"].unique(maintain_order=True).to_list():
+        days = tuple(table.filter(pl.col("surface") == surface)["date"].unique().sort().to_list())
+        truth = pl.DataFrame(pl.from_arrow(read_truth(dataset, surface, days))).select(REQUEST_ID, *tasks)
+        parts.append(
+            truth.with_columns(
+                surface=pl.lit(surface),
+                candidate=pl.int_ranges(0, pl.col(tasks[0]).list.len().cast(pl.Int64), dtype=pl.Int32),
+            )
+            .explode([*tasks, "candidate"], empty_as_null=False)
+            .rename({t: f"truth_{t}" for t in tasks})
+            .with_columns(pl.col(f"truth_{t}").cast(pl.Float64) for t in tasks)
         )
-    columns, offsets = [], None
-    for task in dataset.schema.tasks:
-        column = table[task].combine_chunks()
-        array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        offsets = array.offsets.to_numpy()
-        columns.append(array.values.to_numpy())
-    assert offsets is not None
-    length = np.diff(offsets)[row].astype(np.int64)
-    ends = np.cumsum(length)
-    at = np.arange(int(ends[-1]) if ends.size else 0) + np.repeat(offsets[:-1][row] - (ends - length), length)
-    return np.stack(columns, axis=1)[at], length
+    keys = ["surface", REQUEST_ID, "candidate"]
+    joined = table.join(pl.concat(parts), on=keys, how="left", maintain_order="left")
+    if joined.height != table.height or joined[f"truth_{tasks[0]}"].null_count():
+        raise DataError("truths do not match the log's requests; simulate the log anew", file=str(dataset.root))
+    return joined

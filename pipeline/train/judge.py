@@ -11,7 +11,7 @@ import torch
 from pipeline.data.flat import impressions, item_feature
 from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
-from pipeline.data.truth import has_truth, read_truth
+from pipeline.data.truth import with_truth
 from pipeline.errors import CheckpointError, DataError
 from pipeline.evaluate.baseline import TrivialBaseline
 from pipeline.evaluate.compare import Comparison, compare
@@ -127,30 +127,6 @@ def score_days(path: Path, dataset: Dataset, days: tuple[str, ...]) -> Predictio
 def _ordered(table: pl.DataFrame, surfaces: tuple[str, ...]) -> pl.DataFrame:
     """Rows by surface in the model's order, day, request and candidate."""
     return table.sort(pl.col("surface").cast(pl.Enum(list(surfaces))), "date", REQUEST_ID, "candidate")
-
-
-def with_truth(table: pl.DataFrame, dataset: Dataset, tasks: tuple[str, ...]) -> pl.DataFrame:
-    """The table with `truth_<task>` where the log was simulated; unchanged otherwise."""
-    if not has_truth(dataset):
-        return table
-    parts = []
-    for surface in table["surface"].unique(maintain_order=True).to_list():
-        days = tuple(table.filter(pl.col("surface") == surface)["date"].unique().sort().to_list())
-        truth = pl.DataFrame(pl.from_arrow(read_truth(dataset, surface, days))).select(REQUEST_ID, *tasks)
-        parts.append(
-            truth.with_columns(
-                surface=pl.lit(surface),
-                candidate=pl.int_ranges(0, pl.col(tasks[0]).list.len().cast(pl.Int64), dtype=pl.Int32),
-            )
-            .explode([*tasks, "candidate"], empty_as_null=False)
-            .rename({t: f"truth_{t}" for t in tasks})
-            .with_columns(pl.col(f"truth_{t}").cast(pl.Float64) for t in tasks)
-        )
-    keys = ["surface", REQUEST_ID, "candidate"]
-    joined = table.join(pl.concat(parts), on=keys, how="left", maintain_order="left")
-    if joined.height != table.height or joined[f"truth_{tasks[0]}"].null_count():
-        raise DataError("truths do not match the log's requests; simulate the log anew", file=str(dataset.root))
-    return joined
 
 
 def trivial_predictions(predictions: Predictions, dataset: Dataset, training_days: tuple[str, ...]) -> Predictions:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,9 +21,9 @@ from pipeline.config import LoaderConfig
 from pipeline.data.batch import Batch
 from pipeline.data.layout import FeatureLayout, feature_layout
 from pipeline.data.loader import Loader
-from pipeline.data.logs import Dataset
+from pipeline.data.logs import Dataset, LogWriter
 from pipeline.errors import ConfigError, DataError
-from tests.data.logs import DAYS, SURFACES, write_log
+from tests.data.logs import DAYS, SURFACES, request, schema, table, write_log
 
 Rows = dict[tuple[str, int], dict[str, Any]]
 INERT = -1  # request_id of what a rank gets that has no request in a step
@@ -244,3 +245,18 @@ def test_leaving_early_ends_the_thread(log: tuple[Dataset, Rows]) -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name == "trefoil-loader"]
+
+
+@pytest.mark.parametrize(("size", "width"), [(2**31 - 1, torch.int32), (2**31, torch.int64)])
+def test_ids_have_32_bits_where_all_fit_and_64_else(tmp_path: Path, size: int, width: torch.dtype) -> None:
+    of = schema()
+    users = replace(of.vocabularies[0], size=size)
+    of = replace(of, vocabularies=(users, *of.vocabularies[1:]))
+    rows = [request(np.random.default_rng(i), "hf", i, of) | {"user": size - 1 - i} for i in range(8)]
+    writer = LogWriter(tmp_path / "data", of)
+    writer.write("hf", DAYS[0], table(rows, "hf", of))
+    (batch,) = loader(writer.close({})).batches(0)
+    inputs = batch.inputs
+    assert {k.values().dtype for k in (inputs.request_ids, inputs.candidate_ids, inputs.sequence_ids)} == {width}
+    found = dict(zip(batch.request_id.tolist(), inputs.request_ids["user"].values().tolist(), strict=True))
+    assert found == {i: size - 1 - i for i in range(8)}

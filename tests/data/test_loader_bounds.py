@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import LoaderConfig
-from pipeline.data.assemble import assemble_batch, join_batch, prepare
+from pipeline.data.assemble import join_batch, prepare
 from pipeline.data.block import Jagged, block_from_arrow, take_rows
 from pipeline.data.layout import feature_layout
 from pipeline.data.loader import Loader
@@ -110,7 +110,7 @@ def test_preparing_whole_or_in_parts_makes_the_same_batch(cut: int, narrow: bool
     prepared = prepare(block, layout, torch.int32 if narrow else torch.int64)
     parts = [prepared.slice(0, cut), prepared.slice(cut, 9)]
     joined = join_batch([type(prepared).cat(parts)], layout)
-    assert content(joined) == content(assemble_batch({"sr": block}, layout))
+    assert content(joined) == content(join_batch([prepare(block, layout)], layout))
 
 
 def test_a_rank_without_requests_gets_an_inert_one(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from pipeline.data.logs import Dataset
 from pipeline.data.simulate import TASKS, SimulationConfig, simulate
 from pipeline.data.simulate.oracle import figures
-from pipeline.data.truth import has_truth, read_truth, truth_of_requests
+from pipeline.data.truth import has_truth, read_truth, with_truth
 from pipeline.errors import DataError
 
 
@@ -43,22 +44,18 @@ def test_truths_of_some_days(log: Dataset) -> None:
         read_truth(log, "hf", ("1999-01-01",))
 
 
-def test_joined_in_the_order_asked_for(log: Dataset) -> None:
-    table = read_truth(log, "rp").to_pydict()
-    at = [5, 0, 5, 3]
-    ids = np.array([table["request_id"][i] for i in at])
-    values, lengths = truth_of_requests(log, "rp", ids)
-    assert lengths.tolist() == [len(table["click"][i]) for i in at]
-    for t, task in enumerate(TASKS):
-        assert values[:, t].tolist() == [p for i in at for p in table[task][i]]
-    values, lengths = truth_of_requests(log, "rp", np.zeros(0, dtype=np.int64))
-    assert values.shape == (0, len(TASKS))
-    assert lengths.size == 0
-
-
-def test_an_unknown_request_is_named(log: Dataset) -> None:
-    with pytest.raises(DataError, match="request 4611686018427387904 of surface 'hf' has no truth"):
-        truth_of_requests(log, "hf", np.array([2**62]))
+def test_joined_on_the_candidate_in_the_order_of_the_table(log: Dataset) -> None:
+    truths = read_truth(log, "rp").to_pylist()
+    at = [(5, 1), (0, 0), (5, 0)]
+    table = pl.DataFrame(
+        {"surface": ["rp"] * 3, "request_id": [truths[r]["request_id"] for r, _ in at], "candidate": [c for _, c in at]}
+    ).with_columns(pl.col("candidate").cast(pl.Int32), date=pl.lit(log.days[0]))
+    joined = with_truth(table, log, TASKS)
+    for task in TASKS:
+        assert joined[f"truth_{task}"].to_list() == [truths[r][task][c] for r, c in at]
+    stranger = table.with_columns(request_id=pl.lit(2**62))
+    with pytest.raises(DataError, match="truths do not match the log's requests"):
+        with_truth(stranger, log, TASKS)
 
 
 def test_missing_truths_are_one_clear_error(log: Dataset, tmp_path: Path) -> None:

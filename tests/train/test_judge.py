@@ -15,9 +15,9 @@ from pipeline.data.flat import impressions, item_feature
 from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
-from pipeline.data.truth import read_truth
+from pipeline.data.truth import read_truth, with_truth
 from pipeline.errors import SchemaError
-from pipeline.train.judge import PredictionCollector, trivial_predictions, with_truth
+from pipeline.train.judge import PredictionCollector, trivial_predictions
 from pipeline.train.task import StepOutputs
 from tests.data.logs import DAYS, SURFACES, schema, write_log
 from tests.train.runs import tiny_config
