@@ -13,8 +13,8 @@ One thread each, no prefetching, processor time (so that neighbours on the machi
 - `first_batch_s`, `resume_s`: from making a loader to its first batch, at step 0 and in mid-epoch.
 - `held_mb`, `held_mb_by_tenth`: decoded rows that the loader holds, at most and over the epoch, with buffers made small
   (`MEMORY`, row groups of 256 requests) so that the log is several times larger; `bound_mb`: what the loader's
-  docstring allows; `log_over_held`: decoded bytes of the log over `held_mb`; `batch_mb`: one batch; `peak_mb`: growth of resident
-  memory over an epoch, Arrow's and torch's caches included.
+  docstring allows; `log_over_held`: decoded bytes of the log over `held_mb`; `batch_mb`: one batch; `peak_mb`: growth
+  of resident memory over an epoch, Arrow's and torch's caches included.
 
 What it does not show: reading from a network store (files are in the page cache), several ranks on one disk, the share
 of training time spent waiting (measured in training: `Loader.waited_s`), and logs whose row groups are so many
