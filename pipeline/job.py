@@ -20,6 +20,7 @@ from rich.table import Table
 from pipeline.config import RunConfig, config_from_json, config_to_json, default_home, flat_config
 from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError
+from pipeline.evaluate import figures
 from pipeline.evaluate.compare import Comparison
 from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.report import MODEL, as_dict, print_report
@@ -294,6 +295,9 @@ def _report(
     path = folder / f"{split}_{METRICS}"
     path.write_text(json.dumps({"days": predictions.dates, **as_dict(comparison)}, indent=1) + "\n")
     tracker.log_artifact(path)
+    for task in trainer.config.tasks:
+        tracker.log_figure(figures.reliability({MODEL: predictions}, task=task), f"{split}_{task}_reliability.png")
+        tracker.log_figure(figures.roc({MODEL: predictions}, task=task), f"{split}_{task}_roc.png")
     if split == "test":
         console.print(f"\nTest days {', '.join(predictions.dates)}:")
         print_report(comparison, console=console)
