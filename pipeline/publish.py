@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from pipeline.data.logs import Dataset
 from pipeline.errors import RegistryError, unknown
 from pipeline.rollout.registry import ALIASES, CHALLENGER, Registry, model_name
 from pipeline.serve.artifact import CONFIG, ArtifactInfo, open_artifact
-from pipeline.serve.export import export
+from pipeline.serve.bound import DEFAULT_BUDGET, Budget
+from pipeline.serve.export import export, export_delta
 from pipeline.serve.mlflow_model import log_artifact_model
 from pipeline.serve.scorer import Scorer
 from pipeline.tracking import Tracker, connect, tracking_uri
@@ -31,18 +33,46 @@ def export_surface(
     dataset: Dataset | None,
     days: tuple[str, ...] | None = None,
     dtype: Literal["int8", "int4", "fp16", "fp32"] = "int8",
+    max_requests: int | None = None,
+    budget: Budget = DEFAULT_BUDGET,
+    compile: bool = False,
     console: Console,
 ) -> dict[str, Any]:
     """Export one surface and say what came out; raises as `pipeline.serve.export.export`."""
     quiet_dependencies()
-    info = export(checkpoint, surface, out, dataset=dataset, days=days, dtype=dtype)
+    info = export(
+        checkpoint,
+        surface,
+        out,
+        dataset=dataset,
+        days=days,
+        dtype=dtype,
+        max_requests=max_requests,
+        budget=budget,
+        compile=compile,
+    )
     parity = info.read("parity.json")
     worst = max(task["largest_difference"] for task in parity["tasks"].values())
     console.print(
         f"exported {surface}: {info.bytes / 1e6:.1f} MB, tables {dtype}, "
-        f"largest difference to the trainer {worst:.1e} ({out})"
+        f"largest difference to the trainer {worst:.1e}, at most {info.signature.max_requests} requests a run ({out})"
     )
     return {"artifact": str(out), "surface": surface, "bytes": info.bytes, "digest": info.digest, "parity": parity}
+
+
+def export_delta_of(
+    checkpoint: Path, base: Path, out: Path, *, dataset: Dataset | None, console: Console
+) -> dict[str, Any]:
+    """Export what changed since an artifact and say how much; raises as `pipeline.serve.export.export_delta`."""
+    quiet_dependencies()
+    delta = export_delta(checkpoint, base, out, dataset=dataset)
+    changed = sum(n for n, _ in delta.changed_rows.values())
+    total = sum(n for _, n in delta.changed_rows.values())
+    console.print(
+        f"delta of {delta.surface}: {changed:,} of {total:,} table rows and the dense weights, "
+        f"{delta.bytes / 1e6:.2f} MB against {delta.full_bytes / 1e6:.2f} MB ({out})"
+    )
+    return {"delta": str(out), **asdict(delta)}
 
 
 def register_artifact(

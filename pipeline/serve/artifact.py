@@ -113,32 +113,37 @@ def open_artifact(path: str | Path) -> ArtifactInfo:
         ArtifactError: there is no artifact, it is of another version, or a file is missing or changed.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ArtifactError(f"there is no artifact folder {path}; make one with `trefoil export`")
-    text = _manifest_text(path)
-    manifest = _parse_manifest(text, path)
-    for name in _NEEDED:
-        if name not in manifest.files:
-            raise ArtifactError(f"{path} is no whole artifact: its manifest does not name {name}; export it anew")
-    for name, entry in manifest.files.items():
-        _check_file(path, name, entry)
+    manifest, digest = check_folder(path, _NEEDED, what="artifact")
     for name in (MODEL, COMPILED):
         if name in manifest.files:
             refuse_pickles(path / name)
-    return ArtifactInfo(
-        path=path,
-        signature=read_signature(path / SIGNATURE),
-        manifest=manifest,
-        digest=hashlib.sha256(text).hexdigest(),
-    )
+    return ArtifactInfo(path=path, signature=read_signature(path / SIGNATURE), manifest=manifest, digest=digest)
 
 
-def _manifest_text(path: Path) -> bytes:
+def check_folder(path: Path, needed: tuple[str, ...], *, what: str) -> tuple[Manifest, str]:
+    """Check every file of a folder against its manifest; gives the manifest and its digest.
+
+    Raises:
+        ArtifactError: there is no folder, it is of another version, or a file is missing or changed.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"there is no {what} folder {path}; make one with `trefoil export`")
+    text = _manifest_text(path, what)
+    manifest = _parse_manifest(text, path)
+    for name in needed:
+        if name not in manifest.files:
+            raise ArtifactError(f"{path} is no whole {what}: its manifest does not name {name}; export it anew")
+    for name, entry in manifest.files.items():
+        _check_file(path, name, entry)
+    return manifest, hashlib.sha256(text).hexdigest()
+
+
+def _manifest_text(path: Path, what: str) -> bytes:
     try:
         return (path / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{path} is no artifact: it holds no {MANIFEST}, or its writing did not finish; export it anew"
+            f"{path} is no {what}: it holds no {MANIFEST}, or its writing did not finish; export it anew"
         ) from error
 
 

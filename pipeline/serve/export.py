@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from pipeline.serve.artifact import (
     write_manifest,
 )
 from pipeline.serve.bound import DEFAULT_BUDGET, Budget, sweep
+from pipeline.serve.delta import Delta, weights_digest, write_delta, writing
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.program import ServingModel, compile_program, export_program, input_specs, save_program
 from pipeline.serve.pruning import pruning, table_shapes
@@ -95,24 +95,65 @@ def export(
         raise ConfigError(unknown("surface", surface, state.config.surfaces))
     if max_requests is not None and max_requests < 1:
         raise ConfigError(f"max_requests is {max_requests}; it must be at least 1")
-    if (out.is_dir() and any(out.iterdir())) or out.is_file():
-        raise ArtifactError(f"{out} already exists; choose another folder for the artifact, or remove it first")
+    _check_free(out)
     if dataset is not None and dataset.schema != state.schema:
         raise ArtifactError(f"{dataset.root} has another schema than the log of {checkpoint}; give the log of the run")
-    beside = out.parent / f".{out.name}.writing"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with writing(out, _versions()) as beside:
         key_maps = _copy_vocabularies(state, surface, dataset, beside)
         job = _Job(checkpoint, state, surface, beside, dtype, key_maps)
         job.write_program(compile=compile)
         scorer = job.write_signature(max_requests, budget)
         job.write_reports(scorer, _rows(job.signature, dataset, days, parity_rows))
-        write_manifest(beside, _versions())
-        os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return open_artifact(out)
+
+
+def export_delta(
+    checkpoint: Path,
+    base: Path,
+    out: Path,
+    *,
+    dataset: Dataset | None = None,
+    days: tuple[str, ...] | None = None,
+    parity_rows: int = 20_000,
+) -> Delta:
+    """Write what leads from an artifact to the same surface of a newer checkpoint of the same model, checked like one.
+
+    Args:
+        checkpoint: folder of the newer checkpoint.
+        base: folder of the artifact.
+        out: folder to write; must not yet exist, or be empty.
+        dataset: log with held-out rows for parity; without it parity is checked on made-up rows.
+        days: its held-out days; None takes its last.
+        parity_rows: about how many held-out candidates to compare.
+
+    Raises:
+        CheckpointError, DataError: see `export`.
+        ArtifactError: the artifact is damaged or of another model, `out` is taken, or the scores after the delta are
+            not the trainer's; nothing is left behind.
+    """
+    state = checkpoints.read_state(checkpoint)
+    info = open_artifact(base)
+    signature, plan = info.signature, replace(state.plan, keep=(info.surface,))
+    _check_free(out)
+    if served_schema(state.schema, plan.layout, info.surface) != signature.schema or plan.layout != signature.layout:
+        raise ArtifactError(f"{checkpoint} has other features or vocabularies than {base}; export a whole artifact")
+    served = serving_model(plan, checkpoints.load_task(checkpoint, plan).model, signature.dtype)
+    scorer = Scorer(signature, load_program(info.path, signature, compiled=False))
+    before = scorer.program.tensors()
+    new = {n: t.detach() for n, t in (*served.named_parameters(), *served.named_buffers()) if n in before}
+    with writing(out, _versions()) as beside:
+        delta = write_delta(beside, surface=info.surface, dtype=signature.dtype, base=before, new=new)
+        write_manifest(beside, _versions())
+        scorer.apply(beside)
+        rows = _rows(signature, dataset, days, parity_rows)
+        report, _ = compare_with_trainer(TrainedModel(checkpoint, state), scorer, rows)
+        _write_json(beside / PARITY, report)
+    return delta
+
+
+def _check_free(out: Path) -> None:
+    if (out.is_dir() and any(out.iterdir())) or out.is_file():
+        raise ArtifactError(f"{out} already exists; choose another folder, or remove it first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +213,8 @@ class _Job:
             graph = load_program(self.folder, self.signature, compiled=False)
             max_requests, found = sweep(Scorer(self.signature, program), graph, budget)
             _write_json(self.folder / BOUND, found)
-        self.signature = replace(self.signature, max_requests=max_requests)
+        weights = weights_digest(program.tensors())
+        self.signature = replace(self.signature, max_requests=max_requests, weights=weights)
         (self.folder / SIGNATURE).write_bytes(signature_to_json(self.signature))
         return Scorer(self.signature, program)
 
@@ -243,6 +285,7 @@ def signature_of(
         layout=plan.layout,
         tensors=served.plan,
         inputs=(),
+        weights="",
         key_maps=key_maps,
     )
 

@@ -19,6 +19,7 @@ from pipeline.data.block import RequestBlock
 from pipeline.data.rowgroups import split
 from pipeline.errors import DataError
 from pipeline.serve.artifact import ArtifactInfo, open_artifact
+from pipeline.serve.delta import changed_tensors, read_delta
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.rows import Requests, Rows, as_arrow, to_requests
 from pipeline.serve.runtime import Program, load_program
@@ -40,7 +41,8 @@ class Scorer:
     def __init__(self, signature: Signature, program: Program, *, past_limit: PastLimit = "split") -> None:
         self.signature = signature
         self.past_limit = past_limit
-        self._program = program
+        # Program and the digest of its weights: one reference, so that a change of weights is one assignment.
+        self._live = (program, signature.weights)
         self._changing = threading.Lock()
 
     @classmethod
@@ -73,7 +75,29 @@ class Scorer:
     @property
     def program(self) -> Program:
         """What calls that begin now run."""
-        return self._program
+        return self._live[0]
+
+    @property
+    def weights(self) -> str:
+        """Digest of the weights that calls that begin now see."""
+        return self._live[1]
+
+    def apply(self, delta: str | Path) -> None:
+        """Take fresh weights. Calls that have begun end with the old ones; those that begin later see the new ones.
+
+        Changed tables are held twice until calls that have begun are over.
+
+        Args:
+            delta: folder, made by `trefoil export --delta-from`.
+
+        Raises:
+            ArtifactError: it is missing, damaged, or starts from other weights; the scorer goes on as it was.
+        """
+        with self._changing:
+            program, state = self._live
+            found = read_delta(Path(delta))
+            changed = changed_tensors(Path(delta), found, program.tensors(), state)
+            self._live = (program.with_tensors(changed), found.result)
 
     def warm_up(self) -> None:
         """Score a few made-up requests of the largest history."""
@@ -106,7 +130,7 @@ class Scorer:
         limit = self.signature.max_requests
         if len(block) > limit and self.past_limit == "refuse":
             raise DataError(f"{len(block)} requests are more than the artifact's bound of {limit}; send fewer at once")
-        program = self._program  # read once: all parts of this call run with the same weights
+        program = self.program  # read once: all parts of this call run with the same weights
         parts = [self.run(part, program) for part in bounded(block, limit, self.signature.max_candidates)]
         if len(parts) == 1:
             return parts[0]
@@ -114,7 +138,7 @@ class Scorer:
 
     def run(self, block: RequestBlock, program: Program | None = None) -> np.ndarray:
         """Probabilities of one run of the program, whatever its bounds; see `score_block`."""
-        program = program or self._program
+        program = program or self.program
         if not int(block.candidate_counts.sum()):
             return np.empty((0, len(self.signature.tasks)), np.float32)
         with torch.inference_mode():

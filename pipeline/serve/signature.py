@@ -64,6 +64,7 @@ class Signature:
         layout: which column feeds which input.
         tensors: which rows of the packed tables a column's ids read.
         inputs: of the program, in order.
+        weights: digest of every table and dense weight; deltas name it (see `pipeline.serve.delta`).
         key_maps: vocabularies whose raw keys and ids lie in `vocabularies/NAME.parquet`.
     """
 
@@ -78,6 +79,7 @@ class Signature:
     layout: FeatureLayout
     tensors: TensorPlan
     inputs: tuple[TensorInput, ...]
+    weights: str
     key_maps: tuple[str, ...]
 
     def columns(self, level: Level) -> Mapping[str, pa.DataType]:
