@@ -14,6 +14,7 @@ PIP_ARGS ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO ?= demo
+ROLLOUT ?= rollout
 PORT ?= 5000
 
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow slurm demo bench ui clean
+.PHONY: help setup lock lint format test slow slurm demo rollout bench ui clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -70,6 +71,9 @@ slurm: setup ## two-node Slurm on this machine: TorchX jobs, a node that dies, a
 demo: setup ## simulated logs to a trained, exported and registered model, through TorchX on two ranks
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(DEMO)
 
+rollout: setup ## staged unification on simulated logs: plan, waves, gates, promotion, a regression rolled back
+	PATH="$(abspath $(BIN)):$$PATH" scripts/rollout.sh $(ROLLOUT)
+
 bench: setup ## every benchmark in its quick form; each prints one JSON object as its last line
 	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick; done
@@ -80,5 +84,5 @@ ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:5000 or anoth
 	  --backend-store-uri "sqlite:///$${TREFOIL_HOME:-runs}/mlflow.db"
 
 clean: ## remove the environment, the demo and what tools left behind
-	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
+	rm -rf $(VENV) $(DEMO) $(ROLLOUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

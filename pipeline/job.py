@@ -250,11 +250,11 @@ def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
         "data": str(dataset.root),
         "world_size": str(ranks.world_size),
         "device": ranks.device.type,
-        "code": _code_version(),
+        "code": code_version(),
     }
 
 
-def _code_version() -> str:
+def code_version() -> str:
     """The commit of the code, with a mark if it was changed since; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

@@ -21,6 +21,7 @@ VERBS = {
     "unshard": "write a checkpoint to one file of plain tensors",
     "score": "score a file of rows with an artifact",
     "profile": "what serving artifacts costs: latency, throughput, operations, bytes",
+    "rollout": "staged unification: plan, waves, gates, promotion, rollback, replay",
     "recipes": "the shipped recipes",
     "sync": "send MLflow what a run's records still hold",
     "completion": "print a script that completes verbs and flags in bash or zsh",

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, unknown
 # name -> module, function, what it is
 SHIPPED: dict[str, tuple[str, str, str]] = {
     "demo": ("pipeline.recipes.demo", "demo", "unified model on simulated logs, in minutes"),
+    "demo_staged": ("pipeline.recipes.demo", "rollout", "unified model of the staged rollout's demo"),
     "demo_merged": ("pipeline.recipes.demo", "merged", "merged baseline on simulated logs: one tower, no gates"),
     "demo_hf": ("pipeline.recipes.demo", "separate_hf", "separate model of Home Feed on simulated logs"),
     "demo_sr": ("pipeline.recipes.demo", "separate_sr", "separate model of Search on simulated logs"),

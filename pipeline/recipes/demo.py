@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.config import HistoryConfig, LoaderConfig, ModelConfig, OptimizerConfig, RunConfig
 from pipeline.recipes import variants
 
@@ -17,6 +19,11 @@ def demo() -> RunConfig:
         optimizer=OptimizerConfig(dense_lr=2e-3, sparse_lr=0.05, decay="linear"),
         epochs=2,
     )
+
+
+def rollout() -> RunConfig:
+    """The unified model of the staged rollout's demo: two tasks, one epoch."""
+    return replace(demo(), name="demo_staged", tasks=("click", "save"), epochs=1)
 
 
 def merged() -> RunConfig:

@@ -5,10 +5,11 @@ Letters: N rows, U users, K slices, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.flat import impressions, item_feature
@@ -25,8 +26,21 @@ NEW_USER, NEW_AD = "new_user", "new_ad"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
-def score_days(scorer: Scorer, dataset: Dataset, days: tuple[str, ...]) -> Predictions:
-    """What an artifact says of every candidate of its surface on these days, with the item's id beside it."""
+def score_days(
+    scorer: Scorer,
+    dataset: Dataset,
+    days: tuple[str, ...],
+    *,
+    alter: Callable[[pa.Table], pa.Table] | None = None,
+) -> Predictions:
+    """What an artifact says of every candidate of its surface on these days, with the item's id beside it.
+
+    Args:
+        scorer: of the surface.
+        dataset: the log.
+        days: to score.
+        alter: what becomes of rows on their way to the scorer; labels are taken from the rows as they are.
+    """
     signature = scorer.signature
     surface, tasks, schema = signature.surface, signature.tasks, dataset.schema
     item = item_feature(schema)
@@ -37,7 +51,9 @@ def score_days(scorer: Scorer, dataset: Dataset, days: tuple[str, ...]) -> Predi
             with pq.ParquetFile(dataset.root / file.path) as opened:
                 for group in range(opened.num_row_groups):
                     rows = opened.read_row_group(group)
-                    scores = scorer.score_frame(rows).rename({t: f"p_{t}" for t in tasks})
+                    scores = scorer.score_frame(rows if alter is None else alter(rows)).rename(
+                        {t: f"p_{t}" for t in tasks}
+                    )
                     keys = pl.DataFrame(pl.from_arrow(rows.select([REQUEST_ID, USER_ID, TIMESTAMP_MS, *lists])))
                     parts.append(keys.hstack(scores).with_columns(pl.lit(partition.date).alias(DATE)))
     grouped = pl.concat(parts).with_columns(
