@@ -26,7 +26,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow slurm demo rollout bench ui clean
+.PHONY: help setup lock lint format test slow slurm demo rollout bench ui site clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,10 @@ ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:5000 or anoth
 	@mkdir -p "$${TREFOIL_HOME:-runs}"
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "sqlite:///$${TREFOIL_HOME:-runs}/mlflow.db"
+
+site: setup ## the documentation as pages, in site/
+	$(BIN)/python scripts/api_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove the environment, the demo and what tools left behind
 	rm -rf $(VENV) $(DEMO) $(ROLLOUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
