@@ -20,7 +20,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "evaluate": ("Evaluation", ("pipeline.evaluate",)),
     "recipes": ("Recipes", ("pipeline.recipes",)),
     "sweep": ("Sweeps", ("pipeline.sweep",)),
-    "train": ("Training", ("pipeline.train", "pipeline.job")),
+    "train": ("Training", ("pipeline.train", "pipeline.job", "pipeline.daily")),
     "serve": ("Serving", ("pipeline.serve", "pipeline.publish")),
     "rollout": ("Rollout", ("pipeline.rollout",)),
     "torchx": ("TorchX components", ("torchx_specs",)),
