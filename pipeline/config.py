@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.errors import ConfigError, unknown
 
 Exhaustion = Literal["stop", "repeat", "drop_out"]
+SparseOptimizer = Literal["rowwise_adagrad", "adagrad", "adam", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +148,17 @@ class ModelConfig:
 class OptimizerConfig:
     """How parameters learn. Tables learn in the backward pass (fused), dense parameters after it."""
 
-    dense: Literal["adam", "adamw", "sgd"] = "adam"
+    dense: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
     dense_lr: float = 1e-3
     """Learning rate of dense parameters."""
     dense_weight_decay: float = 0.0
-    sparse: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
+    sparse: SparseOptimizer = "rowwise_adagrad"
     sparse_lr: float = 0.02
     """Learning rate of embedding tables."""
+    table_optimizers: dict[str, SparseOptimizer] = field(default_factory=dict)
+    """Optimizers of single tables, in place of sparse."""
+    table_lrs: dict[str, float] = field(default_factory=dict)
+    """Learning rates of single tables, in place of sparse_lr; they warm up and decay alike."""
     warmup_steps: int = 0
     """Steps over which both rates rise from zero."""
     decay: Literal["none", "linear"] = "linear"
@@ -161,15 +166,65 @@ class OptimizerConfig:
     clip_gradient_norm: float | None = None
     """Clip the norm of dense gradients; none given does not."""
 
+    def of_table(self, table: str) -> tuple[SparseOptimizer, float]:
+        """Optimizer and learning rate of a table."""
+        return self.table_optimizers.get(table, self.sparse), self.table_lrs.get(table, self.sparse_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssumedTable:
+    """A table, or several alike, of a log that is not there yet; for `trefoil plan` without --data."""
+
+    name: str
+    """Name of the feature and of its table; with count above 1 each gets a number."""
+    rows: int
+    """Rows of each."""
+    level: Literal["request", "candidate", "shared"] = "candidate"
+    """Pooled once a request, pooled once a candidate, or shared by candidates and the history's events."""
+    count: int = 1
+    """How many tables of this kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadConfig:
+    """What the planner is told of the log beside its schema; it bends no result, only where tables lie."""
+
+    candidates_per_request: float = 16.0
+    """Mean candidates of a request; a log at hand knows better."""
+    ids_per_row: dict[str, float] = field(default_factory=dict)
+    """Mean ids of a feature per row that is looked up; 1 where not named, for histories their length."""
+    history_length: int = 0
+    """Events of a history where no log says; 0 for none."""
+    tables: tuple[AssumedTable, ...] = ()
+    """Tables to plan without a log."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
     """How tables are spread over ranks."""
 
     tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Sharding types allowed for a table, such as row_wise; tables not named here are the planner's choice."""
+    """Sharding types allowed for a table, such as row_wise; tables not named may lie table_wise or row_wise."""
+    kernels: tuple[str, ...] = ("fused",)
+    """Compute kernels allowed for tables: fused lies in the device's memory; on CUDA fused_uvm_caching lies in the
+    host's with a cache on the device, fused_uvm in the host's alone. The planner chooses among them."""
+    table_kernels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Kernels of single tables, in place of kernels."""
+    min_partition: dict[str, int] = field(default_factory=dict)
+    """Least columns of a shard of a table that lies column-wise; it must divide the dimension. TorchRec's is 128."""
+    cache_load_factor: float = 0.2
+    """Share of a fused_uvm_caching table's rows that its cache on the device holds."""
+    table_cache_load_factors: dict[str, float] = field(default_factory=dict)
+    """Shares of single tables, in place of cache_load_factor."""
+    exchange: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision in which embeddings and their gradients travel between ranks."""
+    reserved_memory: float = 0.3
+    """Share of a device's and a host's memory that the planner leaves to dense parameters, activations and buffers."""
     pipeline: bool = True
     """Overlap the exchange of ids with training (TrainPipelineSparseDist)."""
+    prefetch: bool = False
+    """Fill the caches of fused_uvm_caching tables one batch ahead (PrefetchTrainPipelineSparseDist); CUDA only."""
+    workload: WorkloadConfig = WorkloadConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +338,18 @@ class RunConfig:
                 problems.append("recalibration_prior is set and model.calibration is none: there is no bias to move")
             if not self.days.validation:
                 problems.append("recalibration_prior is set and days.validation is 0: there is no day to fit it on")
+        sharding = self.sharding
+        for name, share in {
+            "cache_load_factor": sharding.cache_load_factor,
+            "reserved_memory": sharding.reserved_memory,
+            **{f"table_cache_load_factors.{t}": v for t, v in sharding.table_cache_load_factors.items()},
+        }.items():
+            if not 0 < share < 1:
+                problems.append(f"sharding.{name} is {share}; it must lie between 0 and 1")
+        if sharding.prefetch and not sharding.pipeline:
+            problems.append("sharding.prefetch needs sharding.pipeline; switch both on, or prefetch off")
+        if not sharding.kernels:
+            problems.append("sharding.kernels is empty; name at least one, such as fused")
         history = self.model.history
         if history.kind in ("transformer", "attention") and history.width % history.heads:
             problems.append(

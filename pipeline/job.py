@@ -29,6 +29,7 @@ from pipeline.tracking import Tracker, metric_name
 from pipeline.train import checkpoint
 from pipeline.train.days import split_days
 from pipeline.train.judge import PredictionCollector, gather, judge
+from pipeline.train.pipelining import sharded_modules
 from pipeline.train.sharding import Ranks, describe_plan, joined
 from pipeline.train.supervision import Supervision, stacks_file
 from pipeline.train.trainer import Trainer
@@ -327,9 +328,22 @@ class ConsoleReporter:
         )
         sizes = ", ".join(f"{s} {n:,}" for s, n in trainer.loader.sizes.items())
         self.console.print(f"requests an epoch: {sizes}; dense parameters: {trainer.dense_parameters:,}")
-        rows = describe_plan(trainer.model.plan)
-        self.console.print(_plan_table(rows, config))
-        self.tracker.log_text(json.dumps(rows, indent=1), "sharding_plan.json")
+        rows = describe_plan(trainer.model.plan, config.optimizer)
+        self.console.print(_plan_table(rows))
+        modules = list(sharded_modules(trainer.model))
+        self.console.print(
+            f"dense optimizer {config.optimizer.dense}, learning rate {config.optimizer.dense_lr:g}; "
+            f"embeddings travel as {config.sharding.exchange}; pipelined: "
+            + (f"{', '.join(modules)}" if config.sharding.pipeline else "nothing (sharding.pipeline is off)"),
+            soft_wrap=True,
+        )
+        plan = {
+            "tables": rows,
+            "exchange": config.sharding.exchange,
+            "dense_optimizer": config.optimizer.dense,
+            "pipelined": modules if config.sharding.pipeline else [],
+        }
+        self.tracker.log_text(json.dumps(plan, indent=1), "sharding_plan.json")
 
     def progress(self, *, epoch: int, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         """Print and record one report."""
@@ -341,12 +355,13 @@ class ConsoleReporter:
         self.tracker.log_metrics(metrics, step=epoch * steps + step)
 
 
-def _plan_table(rows: list[dict[str, object]], config: RunConfig) -> Table:
-    table = Table(title=f"embedding tables (optimizer {config.optimizer.sparse}, fused; weights float32)")
-    for heading in ("module", "table", "rows", "dim", "sharding", "kernel", "ranks"):
-        table.add_column(heading, justify="right" if heading in ("rows", "dim") else "left")
+def _plan_table(rows: list[dict[str, object]]) -> Table:
+    columns = ("module", "table", "rows", "dim", "dtype", "sharding", "kernel", "optimizer", "lr", "ranks")
+    table = Table(title="embedding tables")
+    for heading in columns:
+        table.add_column(heading, justify="right" if heading in ("rows", "dim", "lr") else "left")
     for row in rows:
-        table.add_row(*(str(row[c]) for c in ("module", "table", "rows", "dim", "sharding", "kernel", "ranks")))
+        table.add_row(*(str(row[c]) for c in columns))
     return table
 
 

@@ -42,8 +42,13 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MAY_DISTRIBUTE = {
     # the one place that distributes
     "pipeline.train.sharding": DISTRIBUTING,
-    # runs the pipeline that overlaps the exchange of ids with training
-    "pipeline.train.trainer": ("torchrec.distributed.train_pipeline",),
+    # set up what it distributes with; none of them joins a group or talks to another rank
+    "pipeline.train.constraints": ("torchrec.distributed",),
+    "pipeline.train.planner": ("torchrec.distributed.planner", "torchrec.distributed.types"),
+    "pipeline.train.cluster": ("torchrec.distributed.planner",),
+    "pipeline.train.optimizers": ("torch.distributed.optim", "torchrec.distributed.model_parallel"),
+    # the pipeline that overlaps the exchange of ids with training
+    "pipeline.train.pipelining": ("torchrec.distributed.train_pipeline", "torchrec.distributed.types"),
     # save and load shards of the model that sharding made
     "pipeline.train.checkpoint.files": ("torch.distributed.checkpoint",),
     "pipeline.train.checkpoint.writer": ("torch.distributed.checkpoint", "torchrec.distributed.model_parallel"),

@@ -22,6 +22,7 @@ VERBS = {
     "score": "score a file of rows with an artifact",
     "profile": "what serving artifacts costs: latency, throughput, operations, bytes",
     "rollout": "staged unification: plan, waves, gates, promotion, rollback, replay",
+    "plan": "where tables would lie on a cluster that is not there, and what it takes",
     "recipes": "the shipped recipes",
     "sync": "send MLflow what a run's records still hold",
     "completion": "print a script that completes verbs and flags in bash or zsh",

@@ -24,13 +24,22 @@ def recipe_of(argv: list[str]) -> tuple[str, Path, RunConfig]:
     Raises:
         ConfigError: no recipe or data folder is named, or the recipe is unknown.
     """
-    recipe, data = _value(argv, "--recipe"), _value(argv, "--data")
-    asks_help = "--help" in argv or "-h" in argv
-    if recipe is None and not asks_help:
-        raise ConfigError(f"give --recipe NAME. Shipped: {', '.join(SHIPPED)}")
-    if data is None and not asks_help:
+    recipe, data = recipe_name(argv), _value(argv, "--data")
+    if data is None and "--help" not in argv and "-h" not in argv:
         raise ConfigError("give --data DIR, a log made by `trefoil simulate` or `trefoil ingest`")
     return recipe or "demo", Path(data or "logs"), find(recipe or "demo")()
+
+
+def recipe_name(argv: list[str]) -> str | None:
+    """The recipe that the flags name; None where they ask for help instead.
+
+    Raises:
+        ConfigError: they name none.
+    """
+    recipe = _value(argv, "--recipe")
+    if recipe is None and "--help" not in argv and "-h" not in argv:
+        raise ConfigError(f"give --recipe NAME. Shipped: {', '.join(SHIPPED)}")
+    return recipe
 
 
 def launch(verb: str, argv: list[str], nproc: int, max_restarts: int, folder: Path) -> int:

@@ -205,6 +205,12 @@ class Dataset:
             p for p in self.description.partitions if p.surface == surface and (days is None or p.date in days)
         )
 
+    def candidates_per_request(self, surfaces: tuple[str, ...]) -> float:
+        """Mean candidates of a request on these surfaces, all days; 0 without requests."""
+        partitions = [p for s in surfaces for p in self.partitions(s)]
+        requests = sum(p.requests for p in partitions)
+        return sum(p.impressions for p in partitions) / requests if requests else 0.0
+
     def numeric_moments(self, feature: str, days: tuple[str, ...] | None = None) -> tuple[float, float]:
         """Mean and standard deviation of a numeric feature over all surfaces; (0, 1) if never present."""
         parts = [

@@ -28,6 +28,7 @@ SHIPPED: dict[str, tuple[str, str, str]] = {
     "kuairand_hf": ("pipeline.recipes.kuairand", "separate_hf", "separate model of tab 1 of KuaiRand-Pure"),
     "kuairand_sr": ("pipeline.recipes.kuairand", "separate_sr", "separate model of tab 0 of KuaiRand-Pure"),
     "kuairand_rp": ("pipeline.recipes.kuairand", "separate_rp", "separate model of tab 4 of KuaiRand-Pure"),
+    "ten_terabytes": ("pipeline.recipes.scale", "ten_terabytes", "120 tables of 10 TB in all; for `trefoil plan`"),
 }
 
 

@@ -104,10 +104,6 @@ def model_plan(config: RunConfig, schema: DatasetSchema, moments: Moments) -> Mo
     for table in config.model.table_dims:
         if table not in pooled:
             raise ConfigError("model.table_dims: " + unknown("pooled table", table, pooled))
-    for table in config.sharding.tables:
-        tables = {layout.vocabularies[n] for n in layout.sequence_keys} | pooled
-        if table not in tables:
-            raise ConfigError("sharding.tables: " + unknown("table", table, tables))
     return plan
 
 

@@ -1,4 +1,4 @@
-"""The one place that distributes: process group, plan, sharded model, optimizers, train pipeline.
+"""The one place that distributes: process group, plan, sharded model.
 
 Models are written for one device. Here a module becomes a DistributedModelParallel on whatever is there:
 CUDA with NCCL, or CPU with gloo, from the same lines.
@@ -7,7 +7,7 @@ CUDA with NCCL, or CPU with gloo, from the same lines.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,36 +16,26 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import ShardingType
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.comm_ops import set_use_sync_collectives
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import KernelConfig, ParameterConstraints, TopologyFactory, TrainerConfig
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan
-from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import SGD, Adagrad, Adam, in_backward_optimizer_filter
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
-from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.sharding.grid_sharding import GridPooledEmbeddingDist
+from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingDist
+from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingDist
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from pipeline.config import OptimizerConfig, ShardingConfig
-from pipeline.errors import ConfigError, unknown
+from pipeline.errors import ConfigError
+from pipeline.train.constraints import TableLoad, sharders, table_constraints
+from pipeline.train.optimizers import fuse_optimizers
+from pipeline.train.planner import make_planner, present_topology
 from pipeline.train.quiet import quiet_dependencies
-from pipeline.train.tables import table_of
 
 Value = TypeVar("Value")
 
 # How long a thread beside training waits for its peers: as long as the slowest may take to write its shards.
 APART_TIMEOUT_S = 3600
-SPARSE_OPTIMIZERS = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": Adagrad, "adam": Adam, "sgd": SGD}
-# Share of a device's memory that the planner leaves to dense parameters, activations and buffers.
-RESERVED_MEMORY = 0.3
-SHARDING_TYPES = tuple(t.value for t in ShardingType)
-TABLE_WISE, ROW_WISE = ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value
-DENSE_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,136 +118,85 @@ def joined(*, timeout_s: float = 1800) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """The sharders of the collections that models are made of."""
-    return [
-        cast(ModuleSharder[nn.Module], EmbeddingBagCollectionSharder()),
-        cast(ModuleSharder[nn.Module], EmbeddingCollectionSharder()),
-    ]
-
-
-def table_constraints(
-    config: ShardingConfig, module: nn.Module, device: torch.device
-) -> dict[str, ParameterConstraints]:
-    """The planner's constraints for the tables of a module.
-
-    Tables that the run does not name may lie table- or row-wise: with these the fused optimizer does exactly what
-    it does unsharded. Column-wise splits the row that RowWiseAdagrad averages over; data-parallel has no fused
-    kernel. Row-wise bags give each rank its own number of rows back, which gloo's all_gather cannot take, so on CPU
-    bags lie table-wise.
+def plan_shards(
+    module: nn.Module,
+    config: ShardingConfig,
+    optimizer: OptimizerConfig,
+    ranks: Ranks,
+    *,
+    requests_per_rank: int,
+    loads: Mapping[str, TableLoad] | None = None,
+) -> ShardingPlan:
+    """TorchRec's plan for the ranks at hand, the same on each.
 
     Raises:
-        ConfigError: a sharding type that TorchRec does not have, or that cannot work on the device.
+        ConfigError: tables cannot lie as the run asks, or do not fit.
     """
-    constraints = {}
-    for name, _ in module.named_parameters():
-        table = table_of(name)
-        if table is None:
-            continue
-        is_bag = ".embedding_bags." in name
-        chosen = config.tables.get(table, (TABLE_WISE,) if is_bag and device.type == "cpu" else (TABLE_WISE, ROW_WISE))
-        for kind in chosen:
-            if kind not in SHARDING_TYPES:
-                raise ConfigError(
-                    f"sharding.tables: table {table!r}: " + unknown("sharding type", kind, SHARDING_TYPES)
-                )
-            if kind == ROW_WISE and is_bag and device.type == "cpu":
-                raise ConfigError(
-                    f"sharding.tables: table {table!r} is pooled in bags, which cannot lie row_wise over gloo: its "
-                    "all_gather wants the same number of rows from each rank. Use table_wise or column_wise"
-                )
-        constraints[table] = ParameterConstraints(sharding_types=list(chosen))
-    return constraints
-
-
-def plan_shards(module: nn.Module, config: ShardingConfig, ranks: Ranks, requests_per_rank: int) -> ShardingPlan:
-    """TorchRec's plan for the ranks at hand, the same on each."""
-    topology = TopologyFactory.create_topology(
-        TrainerConfig(
-            world_size=ranks.world_size,
-            local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-        ),
-        kernel_config=KernelConfig(compute_device=ranks.device.type),
+    planner = make_planner(
+        present_topology(world_size=ranks.world_size, device=ranks.device, reserved=config.reserved_memory),
+        table_constraints(module, config, optimizer, device=ranks.device.type, loads=loads),
+        config,
+        requests_per_rank=requests_per_rank,
     )
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=requests_per_rank,
-        storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED_MEMORY),
-        constraints=table_constraints(config, module, ranks.device),
-    )
-    return planner.collective_plan(module, sharders(), cast(dist.ProcessGroup, dist.group.WORLD))
+    try:
+        return planner.collective_plan(module, sharders(config.exchange), cast(dist.ProcessGroup, dist.group.WORLD))
+    except PlannerError as error:
+        raise ConfigError(
+            f"the tables do not fit on {ranks.world_size} rank(s): {str(error).strip().splitlines()[0]}\n"
+            "`trefoil plan` says which tables are too large and what would hold them"
+        ) from error
 
 
 def shard(
-    module: nn.Module, *, sharding: ShardingConfig, optimizer: OptimizerConfig, ranks: Ranks, requests_per_rank: int
+    module: nn.Module,
+    *,
+    sharding: ShardingConfig,
+    optimizer: OptimizerConfig,
+    ranks: Ranks,
+    requests_per_rank: int,
+    loads: Mapping[str, TableLoad] | None = None,
 ) -> DistributedModelParallel:
     """Distribute a module whose tables lie on "meta"; tables get their optimizer in the backward pass.
 
-    Table weights are whatever memory held: fill them (`pipeline.train.tables`) or load them.
+    Table weights are whatever memory held: fill them (`pipeline.train.tables`) or load them. Dense parameters are
+    replicated (DistributedDataParallel).
+
+    Raises:
+        ConfigError: tables cannot lie as the run asks, or do not fit.
     """
-    tables = [p for name, p in module.named_parameters() if table_of(name) is not None]
-    kwargs: dict[str, Any] = {"lr": optimizer.sparse_lr}
-    if optimizer.sparse != "sgd":
-        kwargs["eps"] = 1e-8
-    _apply_optimizer_in_backward(SPARSE_OPTIMIZERS[optimizer.sparse], tables, kwargs)
-    plan = plan_shards(module, sharding, ranks, requests_per_rank)
+    fuse_optimizers(module, optimizer)
+    plan = plan_shards(module, sharding, optimizer, ranks, requests_per_rank=requests_per_rank, loads=loads)
     world = cast(dist.ProcessGroup, dist.group.WORLD)
-    return DistributedModelParallel(
+    model = DistributedModelParallel(
         module=module,
         env=ShardingEnv.from_process_group(world),
         device=ranks.device,
         plan=plan,
-        sharders=sharders(),
+        sharders=sharders(sharding.exchange),
     )
+    if ranks.device.type == "cpu":
+        _sum_unequal_rows(model)
+    return model
 
 
-def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, *, total_steps: int) -> CombinedOptimizer:
-    """One optimizer over fused tables and dense parameters, with the same warm-up and decay for both.
+def _sum_unequal_rows(model: nn.Module) -> None:
+    """Let pooled tables whose rows are split over ranks work over gloo.
 
-    Args:
-        model: the sharded model.
-        config: what to use.
-        total_steps: steps of the whole run, at whose end a linear decay reaches zero.
+    Each rank has its own number of candidates. The backward pass of TorchRec's reduce-scatter gathers them, and gloo
+    gathers equal sizes only; TorchRec's synchronous form exchanges them by all-to-all, which gloo has. The switch is
+    global, and a sequence table breaks under it (on a rank that holds none), so it is on in these exchanges alone.
     """
-    dense_kwargs: dict[str, Any] = {"lr": config.dense_lr}
-    if config.dense_weight_decay:
-        dense_kwargs["weight_decay"] = config.dense_weight_decay
-    # One kernel for all parameters: many small tensors cost Python's time, not arithmetic's.
-    dense_kwargs["fused"] = True
-    dense: KeyedOptimizer = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(model.named_parameters())),
-        lambda params: DENSE_OPTIMIZERS[config.dense](params, **dense_kwargs),
-    )
-    if config.clip_gradient_norm is not None:
-        dense = GradientClippingOptimizer(dense, clipping=GradientClipping.NORM, max_gradient=config.clip_gradient_norm)
-    return CombinedOptimizer(
-        [
-            ("tables", WarmupOptimizer(model.fused_optimizer, _stages(config, total_steps), lr=config.sparse_lr)),
-            ("dense", WarmupOptimizer(dense, _stages(config, total_steps), lr=config.dense_lr)),
-        ]
-    )
+    summing = (RwPooledEmbeddingDist, TwRwPooledEmbeddingDist, GridPooledEmbeddingDist)
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection):
+            for output in module._output_dists:
+                if isinstance(output, summing):
+                    output.register_forward_pre_hook(lambda *_: set_use_sync_collectives(True))
+                    output.register_forward_hook(lambda *_: set_use_sync_collectives(False), always_call=True)
 
 
-def _stages(config: OptimizerConfig, total_steps: int) -> list[WarmupStage]:
-    stages = []
-    warmup = min(config.warmup_steps, total_steps)
-    if warmup:
-        stages.append(WarmupStage(policy=WarmupPolicy.LINEAR, max_iters=warmup, value=0.0))
-    if config.decay == "linear" and total_steps > warmup:
-        stages.append(
-            WarmupStage(
-                policy=WarmupPolicy.INTERPOLATE,
-                max_iters=total_steps,
-                value=1.0,
-                start_interpolating_iters=warmup,
-                end_value=0.0,
-            )
-        )
-    return stages
-
-
-def describe_plan(plan: ShardingPlan) -> list[dict[str, object]]:
-    """One row for each table: where it lies and how."""
+def describe_plan(plan: ShardingPlan, optimizer: OptimizerConfig) -> list[dict[str, object]]:
+    """One row for each table: where it lies, how, and how it learns."""
     rows = []
     for module, parameters in plan.plan.items():
         for table, sharding in cast(dict[str, Any], parameters).items():
@@ -268,6 +207,9 @@ def describe_plan(plan: ShardingPlan) -> list[dict[str, object]]:
                     "table": table,
                     "sharding": sharding.sharding_type,
                     "kernel": sharding.compute_kernel,
+                    "dtype": "float32",
+                    "optimizer": optimizer.of_table(table)[0],
+                    "lr": optimizer.of_table(table)[1],
                     "ranks": list(sharding.ranks or []),
                     "rows": sum(s.shard_sizes[0] for s in shards if s.shard_offsets[1] == 0) or None,
                     "dim": sum(s.shard_sizes[1] for s in shards if s.shard_offsets[0] == 0) or None,

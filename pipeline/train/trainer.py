@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
@@ -20,9 +19,12 @@ from pipeline.errors import DataError, TrefoilError
 from pipeline.schema import Kind
 from pipeline.train import checkpoint
 from pipeline.train.build import build_task, model_plan
+from pipeline.train.constraints import table_loads
 from pipeline.train.days import DaySplit, Lesson, split_days
+from pipeline.train.optimizers import build_optimizer
+from pipeline.train.pipelining import build_pipeline
 from pipeline.train.recalibrate import LogitCollector, recalibrate
-from pipeline.train.sharding import Ranks, build_optimizer, shard
+from pipeline.train.sharding import Ranks, shard
 from pipeline.train.supervision import Supervision
 from pipeline.train.tables import fill_tables, table_of
 from pipeline.train.task import StepOutputs
@@ -115,20 +117,25 @@ class Trainer:
         # Name and metrics of what was last saved or loaded.
         self._saved = ""
         self._metrics: dict[str, float] = {}
-        pipeline = TrainPipelineSparseDist if config.sharding.pipeline else TrainPipelineBase
-        self.pipeline = pipeline(self.model, self.optimizer, ranks.device)
+        self.pipeline = build_pipeline(self.model, self.optimizer, config.sharding, ranks.device)
 
     def _sharded_model(self) -> torch.nn.Module:
         torch.manual_seed(self.config.seed)
         torch.backends.cuda.matmul.allow_tf32 = self.config.tf32
         torch.backends.cudnn.allow_tf32 = self.config.tf32
         task = build_task(self.plan, table_device=torch.device("meta"))
+        requests = -(-self.config.loader.requests_per_batch // self.ranks.world_size)
         model = shard(
             task,
             sharding=self.config.sharding,
             optimizer=self.config.optimizer,
             ranks=self.ranks,
-            requests_per_rank=-(-self.config.loader.requests_per_batch // self.ranks.world_size),
+            requests_per_rank=requests,
+            loads=table_loads(
+                self.plan,
+                requests_per_rank=requests,
+                candidates_per_request=self.dataset.candidates_per_request(self.config.surfaces),
+            ),
         )
         fill_tables(model, seed=self.config.seed, scale=TABLE_SCALE)
         return model

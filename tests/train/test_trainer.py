@@ -52,7 +52,9 @@ def test_a_surface_without_training_requests_is_named(tmp_path: Path) -> None:
     ("sharding", "message"),
     [
         ({"item": ("diagonal",)}, "unknown sharding type 'diagonal'"),
-        ({"user": ("row_wise",)}, "table 'user' is pooled in bags, which cannot lie row_wise over gloo"),
+        ({"item": ("grid_shard",)}, "table 'item': sequences cannot lie grid_shard"),
+        ({"user": ("column_wise",)}, "table 'user': column_wise splits the row that rowwise_adagrad averages over"),
+        ({"itme": ("row_wise",)}, "sharding.tables: unknown table 'itme'; did you mean 'item'"),
     ],
 )
 def test_sharding_that_cannot_work_is_refused(
@@ -66,7 +68,7 @@ def test_the_plan_names_every_table_once(log: Path, tmp_path: Path) -> None:
     with joined() as ranks:
         config = tiny_config(sharding=ShardingConfig(tables={"item": ("row_wise",)}))
         trainer = Trainer(config, Dataset.open(log), ranks, tmp_path)
-        rows = {row["table"]: row for row in describe_plan(trainer.model.plan)}
+        rows = {row["table"]: row for row in describe_plan(trainer.model.plan, config.optimizer)}
     assert sorted(rows) == ["country", "item", "query", "topic", "user"]
     assert (rows["item"]["sharding"], rows["item"]["rows"], rows["item"]["dim"]) == ("row_wise", 40, 8)
     assert rows["user"]["kernel"] == "fused"

@@ -1,0 +1,424 @@
+"""Plans for clusters that are not there: what TorchRec's planner would do with a run's tables, and what it takes.
+
+The numbers are TorchRec's estimates: memory by its storage estimator, times by its performance model, which knows bytes
+and bandwidths of the embedding part and nothing of the dense part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed.planner.types import (
+    ParameterConstraints,
+    Perf,
+    PlannerError,
+    Shard,
+    SharderDataMap,
+    ShardingOption,
+    Storage,
+    Topology,
+)
+from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
+
+from pipeline.config import RunConfig, ShardingConfig
+from pipeline.errors import ConfigError
+from pipeline.schema import HISTORY_ITEM, DatasetSchema, Feature, Kind, Level, Vocabulary
+from pipeline.train.build import ModelPlan, build_task
+from pipeline.train.constraints import CACHED, FUSED, ROW_WISE, TABLE_WISE, sharders, table_constraints, table_loads
+from pipeline.train.optimizers import fuse_optimizers
+from pipeline.train.planner import Gpu, gpu_topology, make_planner, storage_estimator
+from pipeline.train.tables import table_of
+
+# Weights, gradients and DDP's buckets in float32, and the optimizer's state a parameter: bytes.
+DENSE_BYTES = {"weights": 4, "gradients": 8}
+DENSE_STATE = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
+STEP_PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "input_dist_comms", "prefetch_compute")
+LARGEST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Hosts of GPUs."""
+
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    def __str__(self) -> str:
+        return f"{self.nodes} x {self.gpus_per_node} {self.gpu.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where one table lies. Bytes are of the whole table, weights alone."""
+
+    table: str
+    module: str
+    rows: int
+    dim: int
+    bytes: int
+    sharding: str
+    kernel: str
+    optimizer: str
+    shards: int
+    gpus: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPlan:
+    """What the planner found for a cluster.
+
+    Args:
+        cluster: what was planned for.
+        placements: one a table.
+        hbm: bytes on the fullest GPU by kind: weights, optimizer, exchange (ids in flight, caches' bookkeeping), dense
+            (parameters, gradients, optimizer), reserved (what the run leaves to activations and dense), capacity.
+        ddr: bytes of the fullest host, alike.
+        step_ms: estimated milliseconds of the slowest GPU's embedding part, by part, and total.
+        mean_step_ms: the same, mean over GPUs.
+    """
+
+    cluster: Cluster
+    placements: list[Placement]
+    hbm: dict[str, int]
+    ddr: dict[str, int]
+    step_ms: dict[str, float]
+    mean_step_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "gpu": asdict(self.cluster.gpu),
+            "nodes": self.cluster.nodes,
+            "gpus_per_node": self.cluster.gpus_per_node,
+            "tables": [asdict(p) for p in self.placements],
+            "hbm_bytes_of_fullest_gpu": self.hbm,
+            "ddr_bytes_of_fullest_host": self.ddr,
+            "embedding_step_ms_of_slowest_gpu": self.step_ms,
+            "embedding_step_ms_mean": self.mean_step_ms,
+        }
+
+
+class DoesNotFitError(ConfigError):
+    """No plan holds the tables on the cluster."""
+
+
+class Workload:
+    """A run's model on "meta", ready to be planned for any cluster.
+
+    Args:
+        plan: the model.
+        candidates_per_request: mean over the log.
+
+    Raises:
+        ConfigError: tables cannot lie as the run asks.
+    """
+
+    def __init__(self, plan: ModelPlan, *, candidates_per_request: float) -> None:
+        self.plan = plan
+        self.candidates_per_request = candidates_per_request
+        with torch.device("meta"):
+            self.module: nn.Module = build_task(plan, table_device=torch.device("meta"))
+        fuse_optimizers(self.module, plan.config.optimizer)
+        self.tables = {t: p for name, p in self.module.named_parameters() if (t := table_of(name)) is not None}
+
+    @property
+    def config(self) -> RunConfig:
+        return self.plan.config
+
+    @property
+    def bytes(self) -> int:
+        """Of all tables' weights."""
+        return sum(p.numel() * p.element_size() for p in self.tables.values())
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the dense part holds on each GPU, without activations."""
+        count = sum(p.numel() for name, p in self.module.named_parameters() if table_of(name) is None)
+        return count * (sum(DENSE_BYTES.values()) + DENSE_STATE[self.config.optimizer.dense])
+
+    def constraints(self, sharding: ShardingConfig, cluster: Cluster) -> dict[str, ParameterConstraints]:
+        """The planner's constraints, with the share of the global batch that one GPU gets."""
+        loads = table_loads(
+            self.plan,
+            requests_per_rank=self.requests_per_gpu(cluster),
+            candidates_per_request=self.candidates_per_request,
+        )
+        return table_constraints(self.module, sharding, self.config.optimizer, device="cuda", loads=loads)
+
+    def requests_per_gpu(self, cluster: Cluster) -> int:
+        return max(-(-self.config.loader.requests_per_batch // cluster.gpus), 1)
+
+    def place(self, cluster: Cluster, sharding: ShardingConfig | None = None) -> ClusterPlan:
+        """TorchRec's plan.
+
+        Args:
+            cluster: to plan for.
+            sharding: in place of the run's.
+
+        Raises:
+            DoesNotFitError: there is no plan; says what is too large and what would help.
+        """
+        sharding = sharding or self.config.sharding
+        topology = gpu_topology(
+            cluster.gpu, nodes=cluster.nodes, gpus_per_node=cluster.gpus_per_node, reserved=sharding.reserved_memory
+        )
+        constraints = self.constraints(sharding, cluster)
+        chosen: list[ShardingOption] = []
+
+        def keep(options: list[ShardingOption]) -> list[ShardingOption]:
+            chosen.extend(options)
+            return options
+
+        planner = make_planner(
+            topology,
+            constraints,
+            sharding,
+            requests_per_rank=self.requests_per_gpu(cluster),
+            on_plan=keep,
+        )
+        try:
+            planner.plan(self.module, sharders(sharding.exchange))
+        except PlannerError as error:
+            raise DoesNotFitError(self._why_not(cluster, sharding)) from error
+        return self._report(cluster, sharding, topology, constraints, chosen)
+
+    def _report(
+        self,
+        cluster: Cluster,
+        sharding: ShardingConfig,
+        topology: Topology,
+        constraints: dict[str, ParameterConstraints],
+        chosen: list[ShardingOption],
+    ) -> ClusterPlan:
+        kinds = _storage_by_kind(chosen, topology, constraints, sharding)
+        by_gpu = [dict.fromkeys(kinds, Storage(hbm=0, ddr=0)) for _ in range(cluster.gpus)]
+        perfs = [Perf(0, 0, 0, 0) for _ in range(cluster.gpus)]
+        for i, option in enumerate(chosen):
+            for j, shard in enumerate(option.shards):
+                assert shard.rank is not None, "the planner places every shard"
+                assert shard.perf is not None, "the planner estimates every shard"
+                perfs[shard.rank] += shard.perf
+                for kind, storages in kinds.items():
+                    by_gpu[shard.rank][kind] += storages[i][j]
+        fullest = max(by_gpu, key=lambda s: sum(v.hbm for v in s.values()))
+        local = cluster.gpus_per_node
+        hosts = [
+            {kind: sum(g[kind].ddr for g in by_gpu[h * local : (h + 1) * local]) for kind in kinds}
+            for h in range(cluster.nodes)
+        ]
+        slowest = max(perfs, key=lambda p: p.total)
+        gpu = cluster.gpu
+        return ClusterPlan(
+            cluster=cluster,
+            placements=[
+                self._placement(option) for option in sorted(chosen, key=lambda o: (-o.tensor.numel(), o.name))
+            ],
+            hbm={kind: s.hbm for kind, s in fullest.items()}
+            | {
+                "dense": self.dense_bytes,
+                "reserved": int(gpu.hbm * sharding.reserved_memory),
+                "capacity": gpu.hbm,
+            },
+            ddr=max(hosts, key=lambda h: sum(h.values()))
+            | {"reserved": int(gpu.host_memory * sharding.reserved_memory), "capacity": gpu.host_memory},
+            step_ms={part: getattr(slowest, part) for part in STEP_PARTS} | {"total": slowest.total},
+            mean_step_ms=sum(p.total for p in perfs) / len(perfs),
+        )
+
+    def _placement(self, option: ShardingOption) -> Placement:
+        rows, dim = option.tensor.shape
+        return Placement(
+            table=option.name,
+            module=option.path.removeprefix("model.embeddings."),
+            rows=rows,
+            dim=dim,
+            bytes=option.tensor.numel() * option.tensor.element_size(),
+            sharding=option.sharding_type,
+            kernel=option.compute_kernel,
+            optimizer=self.config.optimizer.of_table(option.name)[0],
+            shards=option.num_shards,
+            gpus=sorted({shard.rank for shard in option.shards if shard.rank is not None}),
+        )
+
+    def _why_not(self, cluster: Cluster, sharding: ShardingConfig) -> str:
+        """What is too large; sizes in 10^9 bytes."""
+        left = cluster.gpu.hbm * (1 - sharding.reserved_memory)
+        largest = sorted(self.tables.items(), key=lambda item: (-item[1].numel(), item[0]))[:LARGEST]
+        held = self.bytes / cluster.gpus
+        lines = [
+            f"no plan holds {len(self.tables)} tables of {_gb(self.bytes)} GB in all on {cluster} with "
+            f"kernels {', '.join(sharding.kernels)}: {_gb(left)} GB of each GPU's {_gb(cluster.gpu.hbm)} GB may hold "
+            f"tables (sharding.reserved_memory {sharding.reserved_memory:g}), {_gb(left * cluster.gpus)} GB in all; "
+            f"weights alone are {_gb(held)} GB a GPU if they lay evenly, without their optimizer's state"
+        ]
+        for table, parameter in largest:
+            size = parameter.numel() * parameter.element_size()
+            types = sharding.tables.get(table, (TABLE_WISE, ROW_WISE))
+            whole = set(types) == {TABLE_WISE} and size > left
+            lines.append(
+                f"  {table}: {_gb(size)} GB, allowed {', '.join(types)}"
+                + (f": larger than a GPU and must lie on one; allow {ROW_WISE} in sharding.tables" if whole else "")
+            )
+        return "\n".join(lines)
+
+    def what_would_fit(self, cluster: Cluster) -> list[str]:
+        """Changes of the run, each tried with the planner, under which the cluster holds the tables."""
+        sharding = self.config.sharding
+        left = cluster.gpu.hbm * (1 - sharding.reserved_memory)
+        rows = {
+            t: (*kinds, ROW_WISE)
+            for t, kinds in sharding.tables.items()
+            if ROW_WISE not in kinds and self.tables[t].numel() * self.tables[t].element_size() > left
+        }
+        cached = replace(sharding, kernels=(FUSED, CACHED), table_kernels={})
+        trials = {
+            f"allow {ROW_WISE} for {', '.join(sorted(rows))} (sharding.tables)": replace(
+                sharding, tables={**sharding.tables, **rows}
+            )
+            if rows
+            else None,
+            f"allow {CACHED} (sharding.kernels): tables in the hosts' memory, with a cache on the GPU": cached
+            if CACHED not in sharding.kernels or sharding.table_kernels
+            else None,
+            "both of these": replace(cached, tables={**sharding.tables, **rows}) if rows else None,
+        }
+        found: list[str] = []
+        for what, changed in trials.items():
+            if changed is None or (found and what == "both of these"):
+                continue
+            try:
+                self.place(cluster, changed)
+            except DoesNotFitError:
+                continue
+            found.append(what)
+        return found
+
+    def smallest(
+        self, cluster: Cluster, *, at_most: int, tell: Callable[[str], None] = lambda _: None
+    ) -> ClusterPlan | None:
+        """The plan for the fewest hosts of this kind that hold the tables, searched by halves; None above `at_most`.
+
+        The search starts at the hosts whose memory is at least the weights' bytes: no plan can do with fewer.
+        """
+        sharding = self.config.sharding
+        kernels = {k for t in self.tables for k in sharding.table_kernels.get(t, sharding.kernels)}
+        gpu = cluster.gpu
+        node = gpu.hbm * cluster.gpus_per_node + (gpu.host_memory if kernels != {FUSED} else 0)
+        low, high = max(-(-self.bytes // int(node * (1 - sharding.reserved_memory))), 1), at_most
+        best: ClusterPlan | None = None
+        step = 1
+        while low <= high:
+            nodes = min(low + step - 1, high) if best is None else (low + high) // 2
+            tell(f"trying {nodes} x {cluster.gpus_per_node}")
+            try:
+                best = self.place(replace(cluster, nodes=nodes))
+                high = nodes - 1
+            except DoesNotFitError:
+                low, step = nodes + 1, step * 2
+        return best
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f}"
+
+
+def _storage_by_kind(
+    chosen: list[ShardingOption],
+    topology: Topology,
+    constraints: dict[str, ParameterConstraints],
+    sharding: ShardingConfig,
+) -> dict[str, list[list[Storage]]]:
+    """Weights, optimizer state and exchange of each shard, as differences of TorchRec's estimates."""
+    data = build_sharder_data_map({sharder_name(s.module_type): s for s in sharders(sharding.exchange)})
+
+    def estimated(*, weights_only: bool) -> list[list[Storage]]:
+        # Without a name for the optimizer the estimate counts no state of it.
+        return [_estimate(_bare(o), topology, constraints, sharding, data, weights_only) for o in chosen]
+
+    weights, stateless = estimated(weights_only=True), estimated(weights_only=False)
+    full = [[shard.storage for shard in option.shards] for option in chosen]
+    return {
+        "weights": weights,
+        "optimizer": [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(full, stateless, strict=True)],
+        "exchange": [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(stateless, weights, strict=True)],
+    }
+
+
+def _estimate(
+    option: ShardingOption,
+    topology: Topology,
+    constraints: dict[str, ParameterConstraints],
+    sharding: ShardingConfig,
+    data: SharderDataMap,
+    weights_only: bool,
+) -> list[Storage]:
+    storage_estimator(topology, constraints, sharding, weights_only=weights_only).estimate([option], data)
+    return [shard.storage for shard in option.shards if shard.storage is not None]
+
+
+def _bare(option: ShardingOption) -> ShardingOption:
+    """The option of a table whose optimizer nobody knows."""
+    return ShardingOption(
+        name=option.name,
+        tensor=torch.empty(option.tensor.shape, dtype=option.tensor.dtype, device="meta"),
+        module=option.module,
+        input_lengths=option.input_lengths,
+        batch_size=option.batch_size,
+        sharding_type=option.sharding_type,
+        partition_by=option.partition_by,
+        compute_kernel=option.compute_kernel,
+        shards=[Shard(size=list(s.size), offset=list(s.offset)) for s in option.shards],
+        cache_params=option.cache_params,
+        is_pooled=option.is_pooled,
+    )
+
+
+def assumed_schema(config: RunConfig) -> DatasetSchema:
+    """A log with the tables that the run assumes, one feature a table, for plans without a log.
+
+    Raises:
+        ConfigError: the run assumes no tables, or a history without a shared table.
+    """
+    workload = config.sharding.workload
+    if not workload.tables:
+        raise ConfigError(
+            f"the recipe {config.name!r} names no tables of its own: give --data LOG, or sharding.workload.tables"
+        )
+    vocabularies, features = [], []
+    shared: list[str] = []
+    for table in workload.tables:
+        for i in range(table.count):
+            name = table.name if table.count == 1 else f"{table.name}_{i:03d}"
+            vocabularies.append(Vocabulary(name=name, size=table.rows))
+            level = Level.REQUEST if table.level == "request" else Level.CANDIDATE
+            features.append(
+                Feature(name=name, level=level, kind=Kind.CATEGORICAL, surfaces=config.surfaces, vocabulary=name)
+            )
+            if table.level == "shared":
+                shared.append(name)
+    if bool(shared) != bool(workload.history_length):
+        raise ConfigError(
+            "sharding.workload: a history needs both history_length above 0 and a table of level shared; "
+            f"history_length is {workload.history_length}, shared tables: {', '.join(shared) or 'none'}"
+        )
+    for i, name in enumerate(shared):
+        history = HISTORY_ITEM if i == 0 else f"history_{name}"
+        features.append(
+            Feature(name=history, level=Level.HISTORY, kind=Kind.CATEGORICAL, surfaces=config.surfaces, vocabulary=name)
+        )
+    return DatasetSchema(
+        surfaces=config.surfaces,
+        tasks=config.tasks,
+        vocabularies=tuple(vocabularies),
+        features=tuple(features),
+        history_length=workload.history_length,
+    )
