@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,20 @@ def requests_of_ranks(data: Path) -> np.ndarray:
         loader = Loader(dataset, layout, run.loader, days=dataset.days[:-1], seed=run.seed, rank=rank, world_size=RANKS)
         found.append([int((b.request_id >= 0).sum()) for b in loader.batches(0)])
     return np.array(found)
+
+
+def test_a_missing_file_and_tiny_ones_hang_no_rank(data: Path, tmp_path: Path) -> None:
+    """Two ranks; one surface has no file on all training days but the first."""
+    of = json.loads((data / "dataset.json").read_text())
+    training = sorted({p["date"] for p in of["partitions"]})[:-1]
+    kept = [p for p in of["partitions"] if not (p["surface"] == "rp" and p["date"] in training[1:])]
+    assert len(kept) < len(of["partitions"])
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**of, "partitions": kept}))
+    two: list[dict[str, Any]] = run_ranks(train, 2, config(), tmp_path / "data", tmp_path / "two")
+    one = train(config(), tmp_path / "data", tmp_path / "one")
+    assert len(two[0]["losses"]) == len(one["losses"]) > 0
+    np.testing.assert_allclose(two[0]["losses"], one["losses"], rtol=1e-3)
 
 
 def test_ranks_without_requests_train_like_one_rank(data: Path, tmp_path: Path) -> None:
