@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -155,16 +156,25 @@ def open_scorer(artifact: str) -> Scorer:
     return scorer
 
 
-def score_file(artifact: str, source: Path, out: Path) -> int:
+def score_file(artifact: str, source: Path, out: Path, *, raw: bool = False, deltas: Sequence[Path] = ()) -> int:
     """Score a Parquet file of rows into another, rows in the same order; returns their number.
 
+    Args:
+        artifact: see `open_scorer`.
+        source: the rows.
+        out: file to write.
+        raw: feature columns hold raw values, not ids (`pipeline.serve.raw`).
+        deltas: folders of deltas to apply first, in order.
+
     Raises:
-        ArtifactError, RegistryError: see `open_scorer`.
+        ArtifactError, RegistryError: see `open_scorer`; or a delta does not fit.
         DataError: the rows are not what the artifact wants.
     """
     quiet_dependencies()
     scorer = open_scorer(artifact)
-    frame = scorer.score_frame(source)
+    for delta in deltas:
+        scorer.apply(delta)
+    frame = scorer.score_frame(source, keys="raw" if raw else "ids")
     names = [c for c in ("request_id", "user_id") if c in pq.read_schema(source).names]
     keys = pl.read_parquet(source, columns=names, hive_partitioning=False) if names else pl.DataFrame()
     out.parent.mkdir(parents=True, exist_ok=True)

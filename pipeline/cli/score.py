@@ -25,6 +25,10 @@ class Args:
     """Parquet file of rows."""
     out: Path
     """Parquet file to write."""
+    raw: bool = False
+    """Feature columns hold raw values, such as keys before hashing, not the log's ids."""
+    delta: tuple[Path, ...] = ()
+    """Deltas to apply first, in order, made by trefoil export --delta-from."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -33,6 +37,6 @@ def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="score", description=DESCRIPTION)
     from pipeline import publish
 
-    rows = publish.score_file(args.artifact, args.input, args.out)
+    rows = publish.score_file(args.artifact, args.input, args.out, raw=args.raw, deltas=args.delta)
     console(args.json).print(f"wrote {args.out}: {rows:,} rows")
     return finish({"out": str(args.out), "rows": rows}, args.json)

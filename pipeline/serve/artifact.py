@@ -6,6 +6,7 @@
     parity.json      how far its scores are from the trainer's
     config.json      the run that made it
     bound.json       the sweep that found the bound on requests, unless it was given
+    preprocessing.json  how raw values become ids and numbers, where the log was ingested
     vocabularies/    raw keys and their ids, where the log has them
     model.aoti.pt2   the program compiled, where asked for
     manifest.json    size and SHA-256 of each of the above
@@ -31,7 +32,7 @@ from pipeline.serve.signature import Signature, read_signature
 FORMAT_VERSION = 2
 MANIFEST, MODEL, COMPILED, SIGNATURE = "manifest.json", "model.pt2", "model.aoti.pt2", "signature.json"
 METRICS, PARITY, CONFIG, VOCABULARIES = "metrics.json", "parity.json", "config.json", "vocabularies"
-BOUND = "bound.json"
+BOUND, PREPROCESSING = "bound.json", "preprocessing.json"
 _NEEDED = (MODEL, SIGNATURE, METRICS, PARITY, CONFIG)
 _BLOCK = 1 << 20
 

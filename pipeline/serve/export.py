@@ -25,6 +25,7 @@ from pipeline.serve.artifact import (
     METRICS,
     MODEL,
     PARITY,
+    PREPROCESSING,
     SIGNATURE,
     VOCABULARIES,
     ArtifactInfo,
@@ -36,6 +37,7 @@ from pipeline.serve.delta import Delta, weights_digest, write_delta, writing
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.program import ServingModel, compile_program, export_program, input_specs, save_program
 from pipeline.serve.pruning import pruning, table_shapes
+from pipeline.serve.raw import preprocessing_of
 from pipeline.serve.rows import to_requests
 from pipeline.serve.runtime import load_program
 from pipeline.serve.scorer import Scorer
@@ -100,6 +102,7 @@ def export(
         raise ArtifactError(f"{dataset.root} has another schema than the log of {checkpoint}; give the log of the run")
     with writing(out, _versions()) as beside:
         key_maps = _copy_vocabularies(state, surface, dataset, beside)
+        _write_preprocessing(state, surface, dataset, beside)
         job = _Job(checkpoint, state, surface, beside, dtype, key_maps)
         job.write_program(compile=compile)
         scorer = job.write_signature(max_requests, budget)
@@ -318,6 +321,16 @@ def _copy_vocabularies(state: CheckpointState, surface: str, dataset: Dataset | 
             shutil.copyfile(source, folder / VOCABULARIES / source.name)
             copied.append(name)
     return tuple(copied)
+
+
+def _write_preprocessing(state: CheckpointState, surface: str, dataset: Dataset | None, folder: Path) -> None:
+    """Write what ingest did to the features that the surface reads, where the log says it."""
+    if dataset is None:
+        return
+    layout = replace(state.plan, keep=(surface,)).layout
+    rules = preprocessing_of(dataset.description.provenance, served_schema(state.schema, layout, surface))
+    if rules is not None:
+        (folder / PREPROCESSING).write_text(rules.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _run_json(state: CheckpointState) -> bytes:

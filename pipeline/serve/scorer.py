@@ -18,9 +18,10 @@ import torch
 from pipeline.data.block import RequestBlock
 from pipeline.data.rowgroups import split
 from pipeline.errors import DataError
-from pipeline.serve.artifact import ArtifactInfo, open_artifact
+from pipeline.serve.artifact import PREPROCESSING, VOCABULARIES, ArtifactInfo, open_artifact
 from pipeline.serve.delta import changed_tensors, read_delta
 from pipeline.serve.example import made_up_requests
+from pipeline.serve.raw import RawRows
 from pipeline.serve.rows import Requests, Rows, as_arrow, to_requests
 from pipeline.serve.runtime import Program, load_program
 from pipeline.serve.signature import Signature
@@ -36,10 +37,19 @@ class Scorer:
         signature: of the artifact.
         program: named tensors to probabilities [C, T].
         past_limit: what to do with more requests than `signature.max_requests`: run them in parts, or refuse.
+        raw: turns raw rows into rows of ids, where the artifact carries the rules.
     """
 
-    def __init__(self, signature: Signature, program: Program, *, past_limit: PastLimit = "split") -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        program: Program,
+        *,
+        past_limit: PastLimit = "split",
+        raw: RawRows | None = None,
+    ) -> None:
         self.signature = signature
+        self._raw = raw
         self.past_limit = past_limit
         # Program and the digest of its weights: one reference, so that a change of weights is one assignment.
         self._live = (program, signature.weights)
@@ -67,7 +77,11 @@ class Scorer:
         """
         info = artifact if isinstance(artifact, ArtifactInfo) else open_artifact(artifact)
         program = load_program(info.path, info.signature, device=device)
-        scorer = cls(info.signature, program, past_limit=past_limit)
+        raw = None
+        if PREPROCESSING in info.manifest.files:
+            signature = info.signature
+            raw = RawRows.open(info.path / PREPROCESSING, info.path / VOCABULARIES, signature.schema, signature.surface)
+        scorer = cls(info.signature, program, past_limit=past_limit, raw=raw)
         if warm_up:
             scorer.warm_up()
         return scorer
@@ -106,22 +120,30 @@ class Scorer:
         for _ in range(_WARM_UP):
             self.score(table)
 
-    def score(self, rows: Rows) -> pa.Table:
+    def score(self, rows: Rows, *, keys: Literal["ids", "raw"] = "ids") -> pa.Table:
         """One float32 column a task, in the order of the rows; lists of one entry a candidate for grouped rows.
 
         Args:
             rows: see `pipeline.serve.rows`.
+            keys: whether feature columns hold ids and numbers as in the log, or raw values (`pipeline.serve.raw`).
 
         Raises:
             DataError: the rows are not what the artifact wants, or are refused because they are too many.
         """
         table, source = as_arrow(rows)
+        if keys == "raw":
+            if self._raw is None:
+                raise DataError(
+                    "the artifact carries no rules for raw values: export it with --data and a log that "
+                    "`trefoil ingest` made"
+                )
+            table = self._raw.encode(table, source)
         requests = to_requests(table, self.signature, source)
         return self._result(requests, self.score_block(requests.block))
 
-    def score_frame(self, rows: Rows) -> pl.DataFrame:
+    def score_frame(self, rows: Rows, *, keys: Literal["ids", "raw"] = "ids") -> pl.DataFrame:
         """`score` as a Polars frame."""
-        frame = pl.from_arrow(self.score(rows))
+        frame = pl.from_arrow(self.score(rows, keys=keys))
         assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
         return frame
 
