@@ -26,7 +26,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow slurm demo rollout bench ui site clean
+.PHONY: help setup lock lint format test slow slurm spark demo rollout bench ui site clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,11 @@ slow: setup ## the tests that the suite leaves out
 slurm: setup ## two-node Slurm on this machine: TorchX jobs, a node that dies, a job requeued (as root; Debian)
 	tests/slurm/cluster.sh install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/slurm $(PYTEST_ARGS)
+
+spark: setup ## ingest on Spark writes what the embedded engine writes (a JVM must be there)
+	@command -v java >/dev/null || { echo "Spark runs on Java, and there is none: apt-get install default-jre-headless"; exit 1; }
+	$(PIP) install --quiet $(PIP_ARGS) -r requirements/spark.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/data/test_ingest_spark.py $(PYTEST_ARGS)
 
 demo: setup ## simulated logs to a trained, exported and registered model, through TorchX on two ranks
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(DEMO)

@@ -104,8 +104,8 @@ def roc(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] |
             # A few hundred points draw what a hundred thousand would.
             keep = np.unique(np.linspace(0, false.size - 1, 400).astype(int))
             label = f"{name} {auc(rows):.4f}"
-            style = {"linestyle": LINES[i % len(LINES)], "color": GREYS[i % len(GREYS)]}
-            panel.plot(false[keep], true[keep], label=label, linewidth=1.2, **style)
+            line, grey = LINES[i % len(LINES)], GREYS[i % len(GREYS)]
+            panel.plot(false[keep], true[keep], label=label, linewidth=1.2, linestyle=line, color=grey)
         panel.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, zorder=0)
         panel.set_title(surface)
         panel.set_xlabel("false positive rate")
