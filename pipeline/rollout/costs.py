@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError
 
 MEASURE = (
-    "milliseconds of one thread (processor time on a CPU, wall time on CUDA) to score one request, median over runs, "
-    "in batches of requests that all have the surface's mean numbers of candidates and history events"
+    "milliseconds of processor time of one thread to score one request, median over runs, in batches of requests "
+    "that all have the surface's mean numbers of candidates and history events; all models timed in turn"
 )
 
 

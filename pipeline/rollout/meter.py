@@ -6,8 +6,9 @@ Processor time of this thread, not wall time: other processes of the machine tak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pipeline.serve.example import made_up_requests
 from pipeline.serve.parity import held_out
 from pipeline.serve.scorer import Scorer
 
+Name = TypeVar("Name", bound=Hashable)
 REQUESTS = 16
 ROUNDS = 30
 _WARM_UP = 3
@@ -60,9 +62,9 @@ def batch(scorer: Scorer, *, candidates: int, history: int, broadcast: bool = Tr
     return lambda: scorer.score(table)
 
 
-def time_in_turn(models: Mapping[str, Callable[[], object]], *, rounds: int = ROUNDS) -> dict[str, np.ndarray]:
+def time_in_turn(models: Mapping[Name, Callable[[], object]], *, rounds: int = ROUNDS) -> dict[Name, np.ndarray]:
     """Milliseconds of each model's batch in each round, [rounds]; in every round each model runs once."""
-    times: dict[str, list[float]] = {name: [] for name in models}
+    times: dict[Name, list[float]] = {name: [] for name in models}
     with _one_thread():
         for run in models.values():
             for _ in range(_WARM_UP):

@@ -98,7 +98,15 @@ class Ladder:
             if same:
                 return replace(other, rung=rung)
         folder = self.context.folder / step / "artifacts"
-        artifacts = export_all(checkpoint, rung.config.surfaces, rung.serving, folder, dataset, days=days)
+        artifacts = export_all(
+            checkpoint,
+            rung.config.surfaces,
+            rung.serving,
+            folder,
+            dataset,
+            days=days,
+            unique_users=self.context.plan.thresholds.unique_users,
+        )
         scored = score_all(artifacts, dataset, days)
         return Built(rung=rung, checkpoint=checkpoint, artifacts=artifacts, scored=scored)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.metrics import deciles
 from pipeline.evaluate.predictions import Predictions
@@ -32,10 +34,9 @@ def time_surface(
     All are timed in turn in one process. The steps' names are keys beside `separate`, `champion` and `challenger`.
     """
     of = context.plan.surfaces[surface]
-    before = read_result(wave_folder(context.out, 0), context.plan)
     served = Serving(broadcast=True)
     artifacts = {"challenger": (model.artifacts[surface], model.rung.serving)}
-    separate = model.artifacts[surface] if before is None else wave_folder(context.out, 0) / before.artifacts[surface]
+    separate = separate_artifact(context, surface) if context.number else model.artifacts[surface]
     artifacts[_SEPARATE] = (separate, served)
     if champion is not None:
         artifacts[CHAMPION] = (champion_artifact(surface, context.out), served)
@@ -58,6 +59,19 @@ def time_surface(
     champions = all_times.get(CHAMPION, all_times[_SEPARATE])
     found = {n: cost_measurements(t, all_times[_SEPARATE], champions) for n, t in all_times.items()}
     return {CHAMPION: found[_SEPARATE]} | found
+
+
+def separate_artifact(context: Context, surface: str) -> Path:
+    """The artifact of the surface's separate model, which wave 0 made.
+
+    Raises:
+        ConfigError: wave 0 has not run.
+    """
+    folder = wave_folder(context.out, 0)
+    result = read_result(folder, context.plan)
+    if result is None:
+        raise ConfigError("wave 0 has not run: `trefoil rollout run --wave 0` makes the separate models")
+    return folder / result.artifacts[surface]
 
 
 def measure_surface(

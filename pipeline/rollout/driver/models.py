@@ -104,8 +104,13 @@ def export_all(
     dataset: Dataset | None,
     *,
     days: tuple[str, ...],
+    unique_users: int,
 ) -> dict[str, Path]:
-    """An artifact of each surface, checked against the trainer; one that is there and whole is taken as it is."""
+    """An artifact of each surface, checked against the trainer; one that is there and whole is taken as it is.
+
+    The bound on unique users is the plan's. A sweep would find one by the clock, and another on a busy machine: the
+    same plan and log must give the same decisions.
+    """
     quiet_dependencies()
     made = {}
     for surface in surfaces:
@@ -122,6 +127,7 @@ def export_all(
                 days=days or None,
                 dtype=serving.dtype,
                 compile=serving.compiled,
+                max_requests=unique_users,
             )
         made[surface] = out
     return made

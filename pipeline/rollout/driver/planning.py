@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def make_plan(
         )
     last = len(dataset.days) - replay_days
     days = {"evaluation_days": dataset.days[last - evaluation_days : last], "replay_days": dataset.days[last:]}
-    apart, unified, shapes = measure_costs(recipe, dataset, days["evaluation_days"], console)
+    apart, unified, shapes = measure_costs(
+        recipe, dataset, days["evaluation_days"], unique_users=thresholds.unique_users, console=console
+    )
     costs = {surface: of.ms for surface, of in apart.items()}
     staging = stage(costs, within=matched_within)
     predicted = predict(staging.waves, apart, unified)
@@ -100,7 +103,7 @@ def make_plan(
 
 
 def measure_costs(
-    recipe: str, dataset: Dataset, days: tuple[str, ...], console: Console
+    recipe: str, dataset: Dataset, days: tuple[str, ...], *, unique_users: int, console: Console
 ) -> tuple[dict[str, CostProfile], dict[str, CostProfile], dict[str, tuple[int, int]]]:
     """Profiles of the separate models and of the unified one by surface, and each surface's shape.
 
@@ -110,27 +113,29 @@ def measure_costs(
     serving = Serving(broadcast=True)
     sizes = {s: sum(p.requests for p in dataset.partitions(s)) for s in base.surfaces}
     shapes = {s: mean_shape(dataset, s, days) for s in base.surfaces}
-    apart, unified = {}, {}
     folder = Path(tempfile.mkdtemp(prefix="trefoil-costs-"))
+    runs: dict[tuple[str, str], Callable[[], object]] = {}
     try:
         console.print("measuring what the separate models and the unified one cost (untrained: weights cost nothing)")
         whole = first_weights(base, dataset, folder / "unified")
-        for surface in base.surfaces:
-            alone = separate(base, surface, sizes[surface] / sum(sizes.values()))
-            paths = {
-                "separate": export_all(
-                    first_weights(alone, dataset, folder / surface), (surface,), serving, folder / "s", None, days=()
-                )[surface],
-                "unified": export_all(whole, (surface,), serving, folder / "u", None, days=())[surface],
-            }
-            candidates, history = shapes[surface]
-            runs = {
-                name: batch(Scorer.open(path), candidates=candidates, history=history) for name, path in paths.items()
-            }
-            times = time_in_turn(runs)
-            apart[surface], unified[surface] = (
-                cost_profile(times[name], candidates=candidates, history=history) for name in ("separate", "unified")
+        for surface, (candidates, history) in shapes.items():
+            alone = first_weights(
+                separate(base, surface, sizes[surface] / sum(sizes.values())), dataset, folder / surface
             )
+            for kind, checkpoint in (("separate", alone), ("unified", whole)):
+                paths = export_all(
+                    checkpoint, (surface,), serving, folder / kind, None, days=(), unique_users=unique_users
+                )
+                runs[surface, kind] = batch(Scorer.open(paths[surface]), candidates=candidates, history=history)
+        # All in turn: the costs of surfaces are compared with one another.
+        times = time_in_turn(runs)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    apart, unified = (
+        {
+            s: cost_profile(times[s, kind], candidates=candidates, history=history)
+            for s, (candidates, history) in shapes.items()
+        }
+        for kind in ("separate", "unified")
+    )
     return apart, unified, shapes

@@ -13,7 +13,7 @@ from pipeline.job import code_version
 from pipeline.rollout import waves
 from pipeline.rollout.driver.context import REPORT, Context, wave_folder
 from pipeline.rollout.driver.ladder import Ladder
-from pipeline.rollout.driver.measure import measure_surface, time_surface
+from pipeline.rollout.driver.measure import measure_surface, separate_artifact, time_surface
 from pipeline.rollout.driver.models import Built, export_all, score_all, train
 from pipeline.rollout.driver.publication import champion_artifact, keep_evidence, register_passed
 from pipeline.rollout.gates import Decision, decide
@@ -128,13 +128,15 @@ def _separate_models(context: Context, tracker: Tracker) -> dict[str, Built]:
     """Wave 0: the separate model of each surface, as it serves before any unification."""
     sizes = {s: sum(p.requests for p in context.dataset.partitions(s)) for s in context.surfaces}
     serving = Serving(broadcast=True)
-    days = context.plan.evaluation_days
+    days, users = context.plan.evaluation_days, context.plan.thresholds.unique_users
     made = {}
     for surface in context.surfaces:
         config = waves.separate(context.base, surface, sizes[surface] / sum(sizes.values()))
         folder = context.folder / surface
         path = train(config, context.data, folder, parent=tracker.key, warm=None, console=context.console)
-        artifacts = export_all(path, (surface,), serving, folder / "artifacts", context.dataset, days=days)
+        artifacts = export_all(
+            path, (surface,), serving, folder / "artifacts", context.dataset, days=days, unique_users=users
+        )
         rung = Rung(config=config, serving=serving)
         scored = score_all(artifacts, context.dataset, days)
         made[surface] = Built(rung=rung, checkpoint=path, artifacts=artifacts, scored=scored)
@@ -142,9 +144,10 @@ def _separate_models(context: Context, tracker: Tracker) -> dict[str, Built]:
 
 
 def _rival(context: Context, surface: str, model: Built, champion: Version | None) -> Predictions:
-    """What a challenger is compared with: the champion's scores, or where nothing serves the trivial baseline's."""
-    if champion is not None:
-        path = champion_artifact(surface, context.out)
+    """Scores that a challenger is compared with: the champion's; where nothing serves, those of the separate model,
+    or in wave 0 of the trivial baseline."""
+    if champion is not None or context.number:
+        path = champion_artifact(surface, context.out) if champion is not None else separate_artifact(context, surface)
         return score_all({surface: path}, context.dataset, context.plan.evaluation_days)[surface]
     return trivial_predictions(model.scored[surface], context.dataset, context.training_days)
 
