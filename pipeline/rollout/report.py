@@ -29,7 +29,7 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem }
 th, td { text-align: left; padding: .28rem .6rem; border-bottom: 1px solid #e4e8ec; vertical-align: top }
 th { color: #52606d; font-weight: 600 } td.number { text-align: right; font-variant-numeric: tabular-nums }
 .good { color: #1a7f4b } .bad { color: #c0392b; font-weight: 600 } .soft { color: #7b8794 }
-svg { max-width: 100%; height: auto } summary { cursor: pointer; color: #2c5d8f; margin-top: .6rem }
+svg { width: 100%; height: auto } summary { cursor: pointer; color: #2c5d8f; margin-top: .6rem }
 footer { margin-top: 2.5rem; color: #7b8794; font-size: .82rem } code { font-size: .9em }
 """
 
@@ -54,6 +54,7 @@ def report_html(result: WaveResult, plan: RolloutPlan) -> str:
         "<h2>Lifts</h2><p class='lead'>Challenger less champion, paired over users, 95 % intervals. The dashed line is "
         "the margin that the gate wants the whole interval to clear.</p>",
         _svg(_lift_figure(result, plan)),
+        _quality_table(result),
         "<h2>Calibration</h2><p class='lead'>Observed rate over predicted probability by score decile; the diagonal is "
         "right.</p>",
         _svg(_reliability_figure(result)),
@@ -205,7 +206,7 @@ def _cost_figure(result: WaveResult, plan: RolloutPlan) -> Figure:
             axis.plot([limit, limit], [i - 0.4, i + 0.4], color=BAD, linewidth=1.2, linestyle="--")
     axis.set_yticks(range(len(surfaces)), surfaces[::-1])
     axis.set_xlabel("ms a request; dashed: the envelope", fontsize=8)
-    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    axis.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     return figure
 
 
@@ -226,6 +227,24 @@ def _ladder_figure(result: WaveResult) -> Figure:
         axis.set_xticks(range(len(steps)), steps, rotation=30, ha="right", fontsize=8)
         axis.legend(fontsize=7, frameon=False)
     return figure
+
+
+def _quality_table(result: WaveResult) -> str:
+    rows = [
+        [
+            surface,
+            task,
+            _ranged(result.champion_auc.get(surface, {}).get(task)),
+            _ranged(of.auc),
+            _ranged(of.ne),
+            _ranged(of.calibration, ".3f"),
+        ]
+        for surface, measured in result.measurements.items()
+        for task, of in measured.tasks.items()
+    ]
+    return _table(
+        ("surface", "task", "champion AUC", "challenger AUC", "challenger NE", "challenger calibration"), rows
+    )
 
 
 def _cost_table(result: WaveResult, plan: RolloutPlan) -> str:
@@ -322,6 +341,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "—" if value is None else format(value, form)
+
+
+def _ranged(of: Interval | None, form: str = ".4f") -> str:
+    if of is None or of.value is None:
+        return "—"
+    ends = "" if of.low is None or of.high is None else f" [{of.low:{form}}, {of.high:{form}}]"
+    return f"{of.value:{form}}{ends}"
 
 
 def _signed(of: Interval) -> str:
