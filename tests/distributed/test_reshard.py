@@ -77,8 +77,8 @@ def leg(run: Any, data: Path, folder: Path, path: Path | None, leave_after: int 
 
 def parts(value: Any) -> list[tuple[tuple[int, ...], np.ndarray]]:
     if isinstance(value, ShardedTensor):
-        return [(tuple(s.metadata.shard_offsets), s.tensor.detach().cpu().numpy()) for s in value.local_shards()]
-    return [((0,) * value.dim(), value.detach().cpu().numpy())]
+        return [(tuple(s.metadata.shard_offsets), s.tensor.detach().cpu().numpy().copy()) for s in value.local_shards()]
+    return [((0,) * value.dim(), value.detach().cpu().numpy().copy())]
 
 
 def joined_parts(ranks: list[dict[str, Any]]) -> dict[str, np.ndarray]:
