@@ -43,12 +43,12 @@ from pipeline.recipes.demo import demo
 from pipeline.schema import REQUEST_ID, DatasetSchema, Level
 from pipeline.serve import parity
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.export import example_tensors, export, serving_model, signature_of
+from pipeline.serve.export import example_tensors, serving_model, signature_of
 from pipeline.serve.program import compile_program, export_program, input_specs, save_program
-from pipeline.serve.pruning import flops
+from pipeline.serve.pruning import flops, table_shapes
 from pipeline.serve.rows import to_requests
 from pipeline.serve.runtime import CompiledProgram, GraphProgram, load_program
-from pipeline.serve.scorer import Scorer
+from pipeline.serve.scorer import Scorer, bounded
 from pipeline.serve.signature import Signature
 from pipeline.serve.tables import TableDtype
 from pipeline.serve.trained import TrainedModel
@@ -60,6 +60,7 @@ SURFACE, HISTORY = "hf", 128
 CANDIDATES = (1, 8, 64, 512)
 ROWS = 512  # of a speed-up: as many requests as that makes
 CPU = torch.device("cpu")
+DTYPES: tuple[TableDtype, ...] = ("fp32", "fp16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ def main() -> None:
         plain = {d: make(config, log.schema, d, at) for d in ("fp32", "int4")}
         figures = broadcasting(unified, rounds) | latency(unified, config, log.schema, calls)
         figures |= sizes(unified, plain, rounds) | against_separate(unified, alone, rounds)
-        for number, (checkpoint, data) in enumerate(args.run):
-            figures |= quantised(checkpoint, Dataset.open(data), at / f"run-{number}")
+        for checkpoint, data in args.run:
+            figures |= quantised(checkpoint, Dataset.open(data))
     settings = {"quick": args.quick, "rounds": rounds, "calls": calls, "surface": SURFACE, "history": HISTORY}
     settings["runs"] = [str(data.name) for _, data in args.run]
-    Report("serving", settings).finish({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()})
+    rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
+    Report("serving", settings).finish(rounded)
 
 
 def plan_of(config: RunConfig, schema: DatasetSchema, keep: tuple[str, ...]) -> ModelPlan:
@@ -242,35 +244,43 @@ def against_separate(unified: Made, alone: Made, rounds: int) -> dict[str, Any]:
     return {"surface_over_separate_latency": median_ratio(times["unified"], times["alone"])}
 
 
-def quantised(checkpoint: Path, log: Dataset, folder: Path) -> dict[str, Any]:
-    """What quantisation costs on a log's last day: AUC and calibration less the trainer's."""
+def quantised(checkpoint: Path, log: Dataset) -> dict[str, Any]:
+    """What quantisation costs on a log's last day: AUC and calibration against the trainer's.
+
+    The packed model runs in eager mode; that the exported program is the packed model, each export checks.
+    """
     state = checkpoints.read_state(checkpoint)
-    trained = TrainedModel(checkpoint, state)
+    trained, tasks, name = TrainedModel(checkpoint, state), state.config.tasks, log.root.name
     found: dict[str, Any] = {}
     for surface in state.config.surfaces:
         rows = parity.held_out(log, surface, log.days[-1:], 10**9)
-        expected, base = None, None
-        for dtype in ("fp32", "fp16", "int8", "int4"):
-            info = export(checkpoint, surface, folder / f"{surface}-{dtype}", dataset=log, dtype=dtype, max_requests=64)
-            scorer = Scorer.open(info)
-            block = to_requests(rows, scorer.signature, "rows").block
-            if expected is None or base is None:
+        plan = replace(state.plan, keep=(surface,))
+        model = checkpoints.load_task(checkpoint, plan).model
+        length = state.config.loader.history_length or state.schema.history_length
+        for dtype in DTYPES:
+            served = serving_model(plan, model, dtype)
+            signature = signature_of(plan, served, surface, min(length, state.schema.history_length))
+            block = to_requests(rows, signature, "rows").block
+            if dtype == DTYPES[0]:
                 expected = trained.scores(surface, block)
-                base = parity.judge(rows, surface, state.config.tasks, expected)
-            got = scorer.score_block(block)
-            judged = parity.judge(rows, surface, state.config.tasks, got)
-            for task in state.config.tasks:
-                name = f"{log.root.name}_{surface}_{task}_{dtype}"
-                found[f"{name}_auc_cost"] = base[task].values["auc"] - judged[task].values["auc"]
-                ratio = judged[task].values["calibration"] / base[task].values["calibration"]
-                found[f"{name}_calibration_shift"] = ratio - 1
-            largest = float(np.abs(got - expected).max())
-            found[f"{log.root.name}_{surface}_{dtype}_largest_difference"] = largest
-    of = {"auc_cost": abs, "calibration_shift": abs}
-    for what, size in of.items():
-        for dtype in ("fp32", "fp16", "int8", "int4"):
-            values = [size(v) for k, v in found.items() if k.endswith(f"_{dtype}_{what}")]
-            found[f"{log.root.name}_{dtype}_worst_{what}"] = max(values)
+                base = parity.judge(rows, surface, tasks, expected)
+            with torch.inference_mode():
+                parts = [served(signature.tensors.tensors(b)) for b in bounded(block, 256, signature.max_candidates)]
+            got = torch.cat(parts).numpy()
+            judged = parity.judge(rows, surface, tasks, got)
+            found[f"{name}_{surface}_{dtype}_largest_difference"] = float(np.abs(got - expected).max())
+            found[f"{name}_{surface}_fp32_over_{dtype}_bytes"] = (
+                sum(4 * r * d for r, d in table_shapes(model).values()) / served.tables.bytes
+            )
+            for task in tasks:
+                before, after = base[task].values, judged[task].values
+                found[f"{name}_{surface}_{task}_{dtype}_auc_cost"] = before["auc"] - after["auc"]
+                shift = after["calibration"] / before["calibration"] - 1
+                found[f"{name}_{surface}_{task}_{dtype}_calibration_shift"] = shift
+    for dtype in DTYPES:
+        for what in ("auc_cost", "calibration_shift"):
+            of = [abs(v) for k, v in found.items() if k.endswith(f"_{dtype}_{what}")]
+            found[f"{name}_{dtype}_worst_{what}"] = max(of)
     return found
 
 

@@ -18,7 +18,7 @@ class ScorerModel(PythonModel):
         """Check and load the artifact; raises ArtifactError if it is not what was exported."""
         from pipeline.serve.scorer import Scorer
 
-        self.scorer = Scorer.open(context.artifacts[ARTIFACT])
+        self.scorer = Scorer.open(context.artifacts[ARTIFACT], warm_up=True)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Probabilities in the order of the rows. Raises DataError for rows that the artifact cannot read."""

@@ -54,6 +54,9 @@ def test_only_the_served_surface_is_in_the_program(artifact: Artifacts, program:
     ):
         assert any(part in n for n in names), part
     assert not program.constants, "a table or tower could hide among constants"
+    traced = str(program.graph)
+    assert "surface_rp" in traced
+    assert not any(key in traced for key in ("surface_hf", "surface_sr", "query_term")), "of other surfaces"
     info = artifact("rp", "int8")
     pruning = info.read("metrics.json")["pruning"]
     assert "query_term" in pruning["dropped_tables"], "only Search has a query"
@@ -62,7 +65,11 @@ def test_only_the_served_surface_is_in_the_program(artifact: Artifacts, program:
     assert sum(v.numel() for n, v in program.state_dict.items() if is_table(n)) == 9 * rows
     dropped = pruning["dropped_parameters"]
     assert {surface_of(n) for n in dropped} == {"hf", "sr"}
-    assert pruning["artifact"]["dense_parameters"] < pruning["unified"]["dense_parameters"]
+    for what in ("dense_parameters", "parameters", "bytes"):
+        assert pruning["artifact"][what] < pruning["unified"][what]
+    # No row of Related Pins is computed by other surfaces' towers, in the trainer neither.
+    assert 0 < pruning["artifact"]["flops"] <= pruning["unified"]["flops"]
+    assert pruning["artifact"]["table_bytes_fp32"] == 32 * (rows - 1)
 
 
 def test_int8_is_near_and_reported(artifact: Artifacts, log: Dataset) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.serve.artifact import ArtifactInfo
 from pipeline.serve.profile import profile
@@ -23,12 +25,45 @@ def test_every_shape_is_measured(artifact: Callable[[str, str], ArtifactInfo]) -
     for shape in found["shapes"]:
         assert shape["runs"] == 3
         assert 0 < shape["score_ms"]["p50"] <= shape["score_ms"]["p90"] <= shape["score_ms"]["p99"]
+        low, high = shape["score_ms"]["intervals"]["p50"]
+        assert low <= shape["score_ms"]["p50"] <= high
+        assert shape["seconds_per_thousand_candidates"] == pytest.approx(1000 / shape["candidates_per_second"])
         rate = shape["candidates_per_second"] / (3 * shape["requests_per_second"])
         assert rate == pytest.approx(1.0)
+
+
+def test_operations_bytes_and_memory_do_not_depend_on_the_machine(
+    artifact: Callable[[str, str], ArtifactInfo],
+) -> None:
+    def shapes(**sizes: list[int]) -> dict[int, dict]:
+        found = profile(artifact("sr", "fp32"), requests=[1], history=[10], repeats=1, seconds=0.01, **sizes)
+        return {s["candidates"]: s for s in found["shapes"]}
+
+    first, again = shapes(candidates=[2, 4, 8]), shapes(candidates=[2, 4, 8])
+    for name in ("flops", "bytes_read", "peak_mb"):
+        assert [s[name] for s in first.values()] == [s[name] for s in again.values()]
+        # What belongs to the request is paid once, so cost is linear in candidates and not proportional to them.
+        two, four, eight = (first[n][name] for n in (2, 4, 8))
+        assert 0 < two < four < eight < 4 * two
+    assert first[8]["flops"] - first[4]["flops"] == 2 * (first[4]["flops"] - first[2]["flops"])
+    assert first[8]["bytes_read"] - first[4]["bytes_read"] == 2 * (first[4]["bytes_read"] - first[2]["bytes_read"])
+
+
+def test_the_verb_writes_a_profile_for_each_artifact(
+    artifact: Callable[[str, str], ArtifactInfo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = str(artifact("sr", "fp32").path), tmp_path / "cost.json"
+    sizes = ["--requests", "1", "--candidates", "2", "--history", "3", "--seconds", "0.05"]
+    assert main(["profile", "--artifact", folder, "--out", str(out), *sizes]) == 0
+    (found,) = json.loads(out.read_text())["profiles"]
+    assert found["surface"] == "sr"
+    assert "candidates/s" in capsys.readouterr().out
 
 
 def test_unusable_sizes(artifact: Callable[[str, str], ArtifactInfo]) -> None:
     with pytest.raises(ConfigError, match=r"candidates is \[0\]"):
         profile(artifact("sr", "fp32"), candidates=[0])
+    with pytest.raises(ConfigError, match="device is 'tpu'; this machine can measure on cpu"):
+        profile(artifact("sr", "fp32"), device="tpu")
     with pytest.raises(ConfigError, match="repeats is 0"):
         profile(artifact("sr", "fp32"), repeats=0)

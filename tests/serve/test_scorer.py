@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.block import RequestBlock
 from pipeline.data.logs import Dataset
 from pipeline.errors import DataError
 from pipeline.schema import REQUEST_ID, Level
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.parity import held_out
 from pipeline.serve.rows import to_requests
-from pipeline.serve.scorer import Scorer
+from pipeline.serve.scorer import Scorer, bounded
 from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
 
@@ -114,6 +117,46 @@ def test_every_shape(scorer: Scorer, checkpoint: Path, candidates: list[int], hi
         block = to_requests(table, signature, "rows").block
         trainer = TrainedModel(checkpoint, checkpoints.read_state(checkpoint)).scores("sr", block)
         np.testing.assert_allclose(matrix(scores), trainer, atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [[10_000], [1, 10_000, 1], [3] * 40, [700, 0, 5]])
+def test_ten_thousand_candidates_run_in_parts(scorer: Scorer, counts: list[int]) -> None:
+    """Parts of one request score as the whole, in order; flat rows too."""
+    table = made_up_requests(scorer.signature.schema, "sr", candidates=counts, history=[7] * len(counts))
+    whole = Scorer(replace(scorer.signature, max_candidates=10**6), scorer.program)
+    parts = Scorer(replace(scorer.signature, max_candidates=512), scorer.program)
+    expected = matrix(whole.score(table))
+    assert expected.shape == (sum(counts), 2)
+    np.testing.assert_allclose(matrix(parts.score(table)), expected, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), max_size=30),
+    max_requests=st.integers(1, 12),
+    max_candidates=st.integers(1, 50),
+)
+def test_parts_are_within_the_bounds_and_lose_nothing(
+    counts: list[int], max_requests: int, max_candidates: int
+) -> None:
+    entries = torch.arange(sum(counts))
+    rows = torch.arange(len(counts))
+    nothing = torch.zeros(len(counts), dtype=torch.int64)
+    block = RequestBlock({"row": rows}, {}, torch.tensor(counts, dtype=torch.int64), {"e": entries}, {}, nothing, {})
+    parts = list(bounded(block, max_requests, max_candidates))
+    for part in parts:
+        assert len(part) <= max_requests
+        most = int(part.candidate_counts.max()) if len(part) else 0
+        assert len(part) * most <= max_candidates
+    owner = torch.cat([p.scalars["row"].repeat_interleave(p.candidate_counts) for p in parts] or [rows[:0]])
+    assert torch.cat([p.candidates["e"] for p in parts] or [entries]).tolist() == entries.tolist()
+    assert owner.tolist() == rows.repeat_interleave(torch.tensor(counts, dtype=torch.int64)).tolist()
+
+
+def test_warm_up_changes_no_score(scorer: Scorer, rows: pa.Table) -> None:
+    expected = matrix(scorer.score(rows))
+    scorer.warm_up()
+    np.testing.assert_array_equal(matrix(scorer.score(rows)), expected)
 
 
 def test_only_the_newest_events_count(scorer: Scorer) -> None:
