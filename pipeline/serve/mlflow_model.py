@@ -113,6 +113,6 @@ def _mlflow_type(of: pa.DataType) -> DataType | Array | AnyType:
 
     if pa.types.is_list(of):
         element = of.value_type
-        integer = DataType.long if element == pa.int64() else DataType.integer
-        return Array(DataType.double if pa.types.is_floating(element) else integer)
+        # JSON knows no narrower integers, and MLflow narrows none.
+        return Array(DataType.double if pa.types.is_floating(element) else DataType.long)
     return DataType.double if pa.types.is_floating(of) else AnyType()
