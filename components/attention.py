@@ -73,8 +73,7 @@ class CandidateAttention(nn.Module):
         inner = heads * head_dim
         self.heads, self.with_product, self.with_mean = heads, with_product, with_mean
         self.query = nn.Linear(query_dim, inner)
-        self.key = nn.Linear(width, inner, bias=False)
-        self.value = nn.Linear(width, inner, bias=False)
+        self.key_value = nn.Linear(width, 2 * inner, bias=False)
         self.out_dim = inner * (2 if with_product else 1) + (width if with_mean else 0)
 
     def forward(self, query_CQ: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
@@ -94,10 +93,8 @@ class CandidateAttention(nn.Module):
         with_empty = F.pad(events_RLD, (0, 0, 1, 0))
         slots = inputs.history_slots
         visible = F.pad(row_mask(lengths_R, slots), (1, 0), value=True)[:, None, None, :]
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for t in (query_RMA, self.key(with_empty), self.value(with_empty))
-        )
+        keys_values = self.key_value(with_empty).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query_RMA, *keys_values))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
         return unpad_rows(attended, offsets, inputs.request_of_candidate)
 

@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from components.calibration import GlobalCalibration, IdentityCalibration, SurfaceCalibration
 from components.embeddings import Embedded, EmbeddingLayer
@@ -45,6 +46,7 @@ from components.features import CandidateVector, RequestVector
 from components.history import HistoryBlock
 from components.inputs import ModelInputs
 from components.late_fusion import LateFusion
+from components.micro_batches import micro_batches
 from components.mmoe import MMoE, SharedBottom
 from components.names import check_names, surface_key
 from components.ple import PLE
@@ -107,10 +109,21 @@ class EngagementBody(nn.Module):
         self.request, self.candidate, self.history = request, candidate, history
         self.trunk, self.mixture, self.towers, self.calibration = trunk, mixture, towers, calibration
         self.late = nn.ModuleDict({surface_key(s): block for s, block in (late or {}).items()})
+        # Runs of requests that training sends through one after another; see `components.micro_batches`.
+        self.micro_batches = 1
         self._check_parts()
         self._check_late(dict(late or {}))
 
     def forward(self, embedded: Embedded, inputs: ModelInputs) -> ModelOutputs:
+        if self.micro_batches == 1 or not self.training:
+            return self._outputs(embedded, inputs)
+        history_key = self.history.events.keys[0] if self.history is not None else None
+        runs = micro_batches(embedded, inputs, parts=self.micro_batches, history_key=history_key)
+        outputs = [checkpoint(self._outputs, *run, use_reentrant=False) for run in runs]
+        logits, calibrated = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return ModelOutputs(logits=logits, calibrated=calibrated)
+
+    def _outputs(self, embedded: Embedded, inputs: ModelInputs) -> ModelOutputs:
         counts = inputs.candidates_per_surface
         request_RX = self.request(embedded, inputs)
         candidate_CY = self.candidate(embedded, inputs)

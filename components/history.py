@@ -7,15 +7,16 @@ Transformer Architecture", ICML 2020 (pre-norm). Formula of an event e and of an
     x   = x + Attention(LayerNorm(x));  x = x + FeedForward(LayerNorm(x))
 
 Events are oldest first, so padding lies behind them. Positions count from the newest event, so that truncation of
-old events shifts nothing. All of it is computed once per request, never once per candidate.
+old events shifts nothing. All of it is computed once per request, never once per candidate, and all dense layers on
+the H events that there are: only attention itself sees rows padded to the longest history.
 
 Shape letters: R requests, C candidates, H events (sum over requests), L longest history, D width, Q query width.
 
 Example:
     >>> import torch
     >>> encoder = HistoryEncoder(width=8, layers=1, heads=2, max_length=16)
-    >>> encoder(torch.ones(3, 5, 8), torch.tensor([5, 0, 2]), torch.arange(5))[1].abs().sum().item()
-    0.0
+    >>> encoder(torch.ones(7, 8), torch.tensor([5, 0, 2]), torch.arange(5)).shape
+    torch.Size([7, 8])
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from components.inputs import ModelInputs
 from components.mlp import check_dropout, concat
 from components.names import check_at_least
 from components.numeric import NumericFeatures
-from components.ragged import pad_rows, row_mask
+from components.ragged import JaggedRows, pad_rows, row_mask
 
 MAX_AGE_SECONDS = 2 * 365 * 24 * 3600.0
 
 
 class EventEmbedding(nn.Module):
-    """One vector an event, computed on the H events and then padded to [R, L, D].
+    """One vector an event, [H, D].
 
     Args:
         sequences: width of each history key of the shared tables (item, author, ...), at least one.
@@ -85,20 +86,17 @@ class EventEmbedding(nn.Module):
         share = torch.log1p(age_H.clamp(min=0.0)) / math.log1p(MAX_AGE_SECONDS)
         return (share * last).long().clamp(0, last)
 
-    def forward(self, sequences: Mapping[str, JaggedTensor], inputs: ModelInputs) -> tuple[Tensor, Tensor]:
-        """Events [R, L, D] with zeros behind the last, and their number, int64 [R]."""
+    def forward(self, sequences: Mapping[str, JaggedTensor], inputs: ModelInputs) -> Tensor:
+        """Events [H, D], request by request."""
         parts = [sequences[key].values() for key in self.keys]
         if self.numeric is not None:
             parts.append(self.numeric(inputs.history_numeric))
         events_HD = self.project(concat(parts)) + self.action(inputs.history_action)
-        events_HD = events_HD + self.surface(inputs.history_surface) + self.age(self.age_bucket(inputs.history_age))
-        first = sequences[self.keys[0]]
-        padded_RLD = pad_rows(events_HD, first.offsets(), inputs.history_slots.shape[0])
-        return padded_RLD, first.lengths()
+        return events_HD + self.surface(inputs.history_surface) + self.age(self.age_bucket(inputs.history_age))
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward, [R, L, D] to [R, L, D].
+    """Pre-norm self-attention and feed-forward, [H, D] to [H, D].
 
     Args:
         width: D, a multiple of `heads`.
@@ -117,20 +115,22 @@ class EncoderLayer(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_RLD: Tensor, visible: Tensor | None) -> Tensor:
-        """`visible` is bool [R, 1, 1, L], which keys any query may see; unused when causal."""
-        x_RLD = x_RLD + self.dropout(self._attend(self.norm_attention(x_RLD), visible))
-        return x_RLD + self.dropout(self.feed(self.norm_feed(x_RLD)))
+    def forward(self, x_HD: Tensor, rows: JaggedRows, visible: Tensor | None) -> Tensor:
+        """`rows` says whose events these are; `visible`, bool [R, 1, 1, L], which keys any query may see (unused
+        when causal)."""
+        x_HD = x_HD + self.dropout(self._attend(self.norm_attention(x_HD), rows, visible))
+        return x_HD + self.dropout(self.feed(self.norm_feed(x_HD)))
 
-    def _attend(self, x_RLD: Tensor, visible: Tensor | None) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x_RLD).chunk(3, dim=-1))
+    def _attend(self, x_HD: Tensor, rows: JaggedRows, visible: Tensor | None) -> Tensor:
+        qkv_RLA = rows.pad(self.qkv(x_HD))
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv_RLA.chunk(3, dim=-1))
         # Causal needs no mask: padding lies behind the events, where no event looks.
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=self.causal)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        return self.out(rows.unpad(attended.transpose(1, 2).flatten(2)))
 
 
 class HistoryEncoder(nn.Module):
-    """Transformer over padded events; what is padding, and every row of an empty history, comes out as 0.
+    """Transformer over the events of every request, [H, D] to [H, D].
 
     Args:
         width: D, a multiple of `heads`.
@@ -168,15 +168,16 @@ class HistoryEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.out_dim = width
 
-    def forward(self, events_RLD: Tensor, lengths_R: Tensor, slots_L: Tensor) -> Tensor:
-        """[R, L, D] to [R, L, D]; `lengths_R` events of each row, `slots_L` int64 0..L-1."""
-        from_newest = (lengths_R.unsqueeze(1) - 1 - slots_L).clamp(0, self.position.num_embeddings - 1)
-        x_RLD = events_RLD + self.position(from_newest)
+    def forward(self, events_HD: Tensor, lengths_R: Tensor, slots_L: Tensor) -> Tensor:
+        """[H, D] to [H, D]; `lengths_R` events of each request, adding up to H, `slots_L` int64 0..L-1."""
+        rows = JaggedRows(lengths_R, values=events_HD.shape[0], slots=slots_L.shape[0])
+        from_newest_H = rows.from_last().clamp(max=self.position.num_embeddings - 1)
+        x_HD = events_HD + self.position(from_newest_H)
         # An empty history sees its first padding slot: a softmax over nothing would be NaN.
         visible = None if self.causal else row_mask(lengths_R.clamp(min=1), slots_L)[:, None, None, :]
         for layer in self.layers:
-            x_RLD = layer(x_RLD, visible)
-        return self.norm(x_RLD) * row_mask(lengths_R, slots_L).unsqueeze(-1)
+            x_HD = layer(x_HD, rows, visible)
+        return self.norm(x_HD)
 
 
 class HistoryBlock(nn.Module):
@@ -187,7 +188,7 @@ class HistoryBlock(nn.Module):
 
     Args:
         events: embeds the events.
-        encoder: [R, L, D] to [R, L, D], or None to read the bare events.
+        encoder: [H, D] to [H, D], or None to read the bare events.
         reader: reads the history for each candidate.
         projection: [C, reader width] to [C, P], or None to leave the width.
     """
@@ -206,8 +207,11 @@ class HistoryBlock(nn.Module):
 
     def forward(self, query_CQ: Tensor, sequences: Mapping[str, JaggedTensor], inputs: ModelInputs) -> Tensor:
         """[C, out_dim]."""
-        events_RLD, lengths_R = self.events(sequences, inputs)
+        events_HD = self.events(sequences, inputs)
+        of_history = sequences[self.events.keys[0]]
+        lengths_R = of_history.lengths()
         if self.encoder is not None:
-            events_RLD = self.encoder(events_RLD, lengths_R, inputs.history_slots)
+            events_HD = self.encoder(events_HD, lengths_R, inputs.history_slots)
+        events_RLD = pad_rows(events_HD, of_history.offsets(), inputs.history_slots.shape[0])
         read = self.reader(query_CQ, events_RLD, lengths_R, inputs)
         return read if self.projection is None else self.projection(read)

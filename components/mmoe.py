@@ -5,8 +5,8 @@ Formula for a row x of surface s and for task t, with experts f_1..f_E:
 
     y_t = sum_e softmax(G_{s,t} x)_e f_e(x)
 
-All experts are one batched product. Rows lie surface by surface, so each gate reads a slice, and a gate learns from
-its own surface's rows only.
+The first layers of all experts are one product, and so are the gates of a surface. Rows lie surface by surface, so
+each gate reads a slice, and learns from its own surface's rows only.
 
 Shape letters: C candidates, T tasks, E experts, X input width, D output width, S surfaces.
 
@@ -22,9 +22,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.mlp import MLP, activation_layer
@@ -53,7 +54,7 @@ def gate_load(gates_CTE: Tensor) -> GateLoad:
 
 
 class ExpertLayer(nn.Module):
-    """E dense layers as one batched product, [E, C, X] (or [1, C, X], shared) to [E, C, D].
+    """E dense layers, [C, X] (the same for all) or [C, E, X] to [C, E, D]: one product, or one batched product.
 
     Args:
         experts: E.
@@ -67,8 +68,12 @@ class ExpertLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, in_dim, out_dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(experts, 1, out_dim).uniform_(-bound, bound))
 
-    def forward(self, x_ECX: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x_ECX.expand(self.weight.shape[0], -1, -1), self.weight)
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            # One product of width E * D; a batched one would also add up E gradients of the input.
+            joined = F.linear(x, self.weight.transpose(1, 2).flatten(0, 1), self.bias.flatten())
+            return joined.unflatten(1, self.bias.shape[::2])
+        return torch.baddbmm(self.bias, x.transpose(0, 1), self.weight).transpose(0, 1)
 
 
 class MMoE(nn.Module):
@@ -117,22 +122,23 @@ class MMoE(nn.Module):
         pieces = split_surfaces(x_CX, candidates_per_surface, len(self.surfaces))
         return torch.cat(
             [
-                torch.stack([gate(rows) for gate in self._gates(surface)], dim=1).softmax(-1)
+                F.linear(rows, self._gates(surface)).unflatten(1, (len(self.tasks), -1)).softmax(-1)
                 for surface, rows in zip(self.surfaces, pieces, strict=True)
             ]
         )
 
-    def _gates(self, surface: str) -> list[nn.Module]:
+    def _gates(self, surface: str) -> Tensor:
+        """Weights of a surface's gates, [T * E, X]: its tasks are one product."""
         gates = self.gates[surface_key(surface)]
         assert isinstance(gates, nn.ModuleDict)
-        return [gates[task_key(task)] for task in self.tasks]
+        return torch.cat([cast(nn.Linear, gates[task_key(task)]).weight for task in self.tasks])
 
     def forward(self, x_CX: Tensor, candidates_per_surface: Sequence[int]) -> Tensor:
-        experts_ECD = x_CX.unsqueeze(0)
+        experts_CED = x_CX
         for layer in self.layers:
-            experts_ECD = self.activation(layer(experts_ECD))
+            experts_CED = self.activation(layer(experts_CED))
         gates_CTE = self.gate_weights(x_CX, candidates_per_surface)
-        return torch.bmm(gates_CTE.to(experts_ECD.dtype), experts_ECD.transpose(0, 1))
+        return torch.bmm(gates_CTE.to(experts_CED.dtype), experts_CED)
 
 
 class SharedBottom(nn.Module):

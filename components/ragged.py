@@ -44,6 +44,33 @@ def unpad_rows(padded_RMD: Tensor, offsets: Tensor, row_of_value: Tensor) -> Ten
     return padded_RMD.flatten(0, 1).index_select(0, row_of_value * padded_RMD.shape[1] + place)
 
 
+class JaggedRows:
+    """Which row each of H jagged values belongs to, made once and used by every layer that pads them.
+
+    Args:
+        lengths_R: int64 [R], values of each row, adding up to H.
+        values: H.
+        slots: L, at least the longest row.
+    """
+
+    def __init__(self, lengths_R: Tensor, *, values: int, slots: int) -> None:
+        self.offsets, self.slots = offsets_of(lengths_R), slots
+        self.place_H = torch.arange(values, device=lengths_R.device)
+        self.row_H = torch.searchsorted(self.offsets[1:].contiguous(), self.place_H, right=True)
+
+    def from_last(self) -> Tensor:
+        """Int64 [H], how many values of its row come after each value."""
+        return self.offsets.index_select(0, self.row_H + 1) - 1 - self.place_H
+
+    def pad(self, values_HD: Tensor) -> Tensor:
+        """[H, D] to [R, L, D], zeros behind the last value of a row."""
+        return pad_rows(values_HD, self.offsets, self.slots)
+
+    def unpad(self, padded_RLD: Tensor) -> Tensor:
+        """[R, L, D] to [H, D]; the gradient of what is padding is 0."""
+        return unpad_rows(padded_RLD, self.offsets, self.row_H)
+
+
 def row_mask(lengths_R: Tensor, slots_L: Tensor) -> Tensor:
     """Bool [R, L]: whether slot l of row r holds a value."""
     return slots_L.unsqueeze(0) < lengths_R.unsqueeze(1)

@@ -21,8 +21,10 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.mlp import MLP
@@ -74,10 +76,11 @@ class TowerTree(nn.Module):
         if late_CZ is not None:
             x = torch.cat([x, late_CZ.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=2)
         trunk = self.trunk(x)
-        columns = [
-            self.heads[task_key(task)](trunk[:, t if trunk.shape[1] > 1 else 0]) for t, task in enumerate(self.tasks)
-        ]
-        return torch.cat(columns, dim=1)
+        heads = [cast(nn.Linear, self.heads[task_key(task)]) for task in self.tasks]
+        weight_TD, bias_T = torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads])
+        if trunk.shape[1] == 1:
+            return F.linear(trunk.squeeze(1), weight_TD, bias_T)
+        return (trunk * weight_TD).sum(-1) + bias_T
 
 
 class Towers(nn.Module):

@@ -247,6 +247,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the dense part computes. None of it changes what is learnt, but for rounding."""
+
+    tf32: bool = True
+    """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
+    bf16: bool = False
+    """Train the dense part under bfloat16 autocast; weights, losses, tables and scoring stay float32."""
+    compile: bool = False
+    """Compile the dense part (torch.compile)."""
+    micro_batches: int = 1
+    """Send a batch through the dense part in so many pieces, keeping the activations of one at a time: the same step
+    as in one piece, for one more forward pass. Tables are looked up and learn once a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run, whole."""
 
@@ -269,8 +284,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sharding: ShardingConfig = ShardingConfig()
-    tf32: bool = True
-    """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
+    compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     timeout_s: float = 1800.0
     """A rank that finishes no step for this long is taken for hung: the stacks of all ranks are written to the run's
@@ -293,6 +307,7 @@ class RunConfig:
                 bootstrap_resamples=self.bootstrap_resamples,
                 **{"checkpoint.steps": 1 if self.checkpoint.steps is None else self.checkpoint.steps},
                 **{f"checkpoint.{k}": getattr(self.checkpoint, k) for k in ("keep_newest", "keep_best")},
+                **{"compute.micro_batches": self.compute.micro_batches},
                 **{f"loader.{k}": getattr(self.loader, k) for k in ("requests_per_batch", "lanes", "window")},
                 **{
                     f"loader.{k}": 1 if getattr(self.loader, k) is None else getattr(self.loader, k)

@@ -29,6 +29,7 @@ from pipeline.tracking import Tracker, metric_name
 from pipeline.train import checkpoint
 from pipeline.train.days import split_days
 from pipeline.train.judge import PredictionCollector, gather, judge
+from pipeline.train.observe import rates_of
 from pipeline.train.pipelining import sharded_modules
 from pipeline.train.sharding import Ranks, describe_plan, joined
 from pipeline.train.supervision import Supervision, stacks_file
@@ -70,6 +71,7 @@ def run(
     fresh: tuple[str, ...] = (),
     tags: Mapping[str, str] | None = None,
     parent: str | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> JobResult:
     """Train, validate and test; every rank calls this. A folder that holds checkpoints is gone on with.
 
@@ -84,6 +86,7 @@ def run(
         fresh: names or patterns of what keeps its first values all the same.
         tags: of the run in MLflow, beside our own.
         parent: key of the tracker of the run that this one is part of.
+        profile_steps: first and last step to write a profiler's trace of.
 
     Raises:
         TrefoilError: the run does not fit the log, or the folder holds another run.
@@ -92,7 +95,9 @@ def run(
     with member(config, folder) as (ranks, supervision):
         with start_tracker(config, dataset, folder, ranks, tags=tags, parent=parent) as tracker:
             reporter = ConsoleReporter(console, tracker)
-            trainer = Trainer(config, dataset, ranks, folder / "checkpoints", reporter, supervision)
+            trainer = Trainer(
+                config, dataset, ranks, folder / "checkpoints", reporter, supervision, profile_steps=profile_steps
+            )
             if not go_on(trainer, folder, console) and warm is not None:
                 start_warm(trainer, warm, fresh, folder, console)
             path = trainer.train()
@@ -328,6 +333,7 @@ class ConsoleReporter:
         )
         sizes = ", ".join(f"{s} {n:,}" for s, n in trainer.loader.sizes.items())
         self.console.print(f"requests an epoch: {sizes}; dense parameters: {trainer.dense_parameters:,}")
+        self.console.print(precision(config, ranks.device.type))
         rows = describe_plan(trainer.model.plan, config.optimizer)
         self.console.print(_plan_table(rows))
         modules = list(sharded_modules(trainer.model))
@@ -350,9 +356,19 @@ class ConsoleReporter:
         losses = "  ".join(
             f"{n.split('/')[1]} {v:.4f}" for n, v in metrics.items() if n.startswith("train/") and n.endswith("/loss")
         )
-        rate = metrics["train/impressions_per_second"]
-        self.console.print(f"epoch {epoch} step {step}/{steps}  loss {losses}  {rate:,.0f} impressions/s")
+        self.console.print(f"epoch {epoch} step {step}/{steps}  loss {losses}  {rates_of(metrics)}")
         self.tracker.log_metrics(metrics, step=epoch * steps + step)
+
+
+def precision(config: RunConfig, device: str) -> str:
+    """How the dense part computes, in words."""
+    compute = config.compute
+    words = "bfloat16 autocast, weights float32" if compute.bf16 else "float32"
+    if compute.tf32:
+        words += ", TF32 products" if device == "cuda" else f" (compute.tf32 has no effect on {device})"
+    words += ", compiled" if compute.compile else ""
+    words += f", in {compute.micro_batches} micro-batches" if compute.micro_batches > 1 else ""
+    return f"dense part: {words}"
 
 
 def _plan_table(rows: list[dict[str, object]]) -> Table:

@@ -43,6 +43,9 @@ class Args:
     """Tags of the run in MLflow, such as wave 1."""
     parent: str | None = None
     """Key of the run in MLflow that this one is part of; sweeps and waves give it."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step to write a profiler's trace of, such as 10 12, counted from the start of this process; it
+    lies in the run's traces/ and opens in chrome://tracing or ui.perfetto.dev."""
     register: bool = False
     """Export every surface afterwards and register it as challenger."""
     json: bool = False
@@ -59,6 +62,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
     if args.run_dir is None and job.is_worker():
         raise ConfigError("give --run-dir: ranks that a launcher starts must agree on the folder of the run")
+    if args.profile_steps is not None and not 2 <= args.profile_steps[0] <= args.profile_steps[1]:
+        raise ConfigError(f"--profile-steps is {args.profile_steps}; give the first step, 2 or later, and the last")
     folder = args.run_dir or _new_folder(args.config)
     if not job.is_worker() and args.nproc > 1:
         return launch("train", argv, args.nproc, args.max_restarts, folder)
@@ -72,6 +77,7 @@ def main(argv: list[str]) -> int:
         console=out,
         warm=args.warm_start,
         fresh=args.fresh,
+        profile_steps=args.profile_steps,
         tags=args.tags,
         parent=args.parent,
     )

@@ -81,7 +81,7 @@ def merged(base: RunConfig, surfaces: tuple[str, ...]) -> Rung:
         task_weights={t: w for t, w in base.task_weights.items() if t in base.tasks[:1]},
         loader=replace(base.loader, surface_weights=None),
         model=model,
-        tf32=False,
+        compute=replace(base.compute, tf32=False),
     )
     return Rung(config=config, serving=Serving())
 
@@ -114,7 +114,7 @@ def climb(rung: Rung, step: str, base: RunConfig) -> Rung:
         case "calibration":
             config = replace(config, model=replace(model, calibration=base.model.calibration))
         case "tf32":
-            config = replace(config, tf32=True)
+            config = replace(config, compute=replace(config.compute, tf32=True))
         case "int8":
             serving = replace(serving, dtype="int8")
         case "compiled":

@@ -62,12 +62,17 @@ class TrainTask(nn.Module):
     Args:
         model: the model.
         objective: its losses; a module of its own so that the pipeline's tracer keeps it whole.
+        bf16_on: type of the device, "cpu" or "cuda", on which training runs under bfloat16 autocast; None for float32.
     """
 
-    def __init__(self, *, model: EngagementModel, objective: Objective) -> None:
+    def __init__(self, *, model: EngagementModel, objective: Objective, bf16_on: str | None = None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.bf16_on = bf16_on
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutputs]:
-        return self.objective(self.model(batch.inputs), batch)
+        if self.bf16_on is None or not self.training:
+            return self.objective(self.model(batch.inputs), batch)
+        with torch.autocast(self.bf16_on, torch.bfloat16):
+            return self.objective(self.model(batch.inputs), batch)

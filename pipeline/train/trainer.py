@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +10,23 @@ from typing import Protocol
 
 import torch
 
+from components.engagement_model import EngagementBody
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
-from pipeline.errors import DataError, TrefoilError
+from pipeline.errors import DataError
 from pipeline.schema import Kind
 from pipeline.train import checkpoint
 from pipeline.train.build import build_task, model_plan
+from pipeline.train.clock import StepClock
 from pipeline.train.constraints import table_loads
 from pipeline.train.days import DaySplit, Lesson, split_days
+from pipeline.train.observe import StepWindow, profiled
 from pipeline.train.optimizers import build_optimizer
-from pipeline.train.pipelining import build_pipeline
 from pipeline.train.recalibrate import LogitCollector, recalibrate
 from pipeline.train.sharding import Ranks, shard
+from pipeline.train.step import Step, waiting
 from pipeline.train.supervision import Supervision
 from pipeline.train.tables import fill_tables, table_of
 from pipeline.train.task import StepOutputs
@@ -49,10 +51,6 @@ class Position:
     step: int = 0
 
 
-class NonFiniteLossError(TrefoilError):
-    """The loss became NaN or infinite; the message names the batch."""
-
-
 class Trainer:
     """One run on this rank. `train()` runs it to its end; the sharded model stays in `model`.
 
@@ -65,6 +63,8 @@ class Trainer:
         supervision: says when to leave, and is told of every step.
         lesson: the day to train on in continuous training; None trains on the days of the configuration.
         writer: of checkpoints, where an earlier day's trainer has one; None makes one.
+        profile_steps: first and last step of this process to write a profiler's trace of, into `traces` beside the
+            checkpoints; None for no trace.
 
     Attributes:
         stopped: whether the run was told to leave, as all ranks agree; what was reached is saved.
@@ -84,6 +84,7 @@ class Trainer:
         supervision: Supervision | None = None,
         lesson: Lesson | None = None,
         writer: checkpoint.CheckpointWriter | None = None,
+        profile_steps: tuple[int, int] | None = None,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -94,6 +95,7 @@ class Trainer:
         self.lesson = lesson
         self.stopped = False
         self.shifts: dict[str, torch.Tensor] = {}
+        self.profile_steps = profile_steps
         self.days: DaySplit = lesson.split if lesson is not None else split_days(dataset, config.days)
         moments = (lesson.moments if lesson is not None else None) or {
             f.name: dataset.numeric_moments(f.name, self.days.train) for f in dataset.schema.select(kind=Kind.NUMERIC)
@@ -117,13 +119,28 @@ class Trainer:
         # Name and metrics of what was last saved or loaded.
         self._saved = ""
         self._metrics: dict[str, float] = {}
-        self.pipeline = build_pipeline(self.model, self.optimizer, config.sharding, ranks.device)
+        self.clock = StepClock(ranks.device)
+        self.window = StepWindow(config, ranks, self.model, self.clock, folder.parent, waited_s=self.loader.waited_s)
+        self.step = Step(
+            self.model,
+            self.optimizer,
+            config.sharding,
+            ranks.device,
+            clock=self.clock,
+            before_step=self.window.before_step,
+        )
 
     def _sharded_model(self) -> torch.nn.Module:
         torch.manual_seed(self.config.seed)
-        torch.backends.cuda.matmul.allow_tf32 = self.config.tf32
-        torch.backends.cudnn.allow_tf32 = self.config.tf32
+        compute = self.config.compute
+        torch.backends.cuda.matmul.allow_tf32 = compute.tf32
+        torch.backends.cudnn.allow_tf32 = compute.tf32
         task = build_task(self.plan, table_device=torch.device("meta"))
+        task.bf16_on = self.ranks.device.type if compute.bf16 else None
+        body: EngagementBody = task.model.body
+        body.micro_batches = compute.micro_batches
+        if compute.compile:
+            body.compile(dynamic=True)
         requests = -(-self.config.loader.requests_per_batch // self.ranks.world_size)
         model = shard(
             task,
@@ -225,36 +242,54 @@ class Trainer:
         """Begin to write a checkpoint of the position reached, if there is none yet; every rank calls this."""
         state = self.state
         if state.name != self._saved:
+            # A checkpoint of parameters that went bad would be gone on with.
+            self.window.check()
             self.writer.save(state, self.model, self.optimizer, metrics=self._metrics)
             self._saved = state.name
         return self.folder / state.name
 
     def _train_epoch(self) -> None:
         batches = self._agreed(self.loader.batches(self.position.epoch, self.position.step))
-        window = _LossWindow(self.config, self.ranks, waited_s=self.loader.waited_s)
-        for outputs in self._progress(batches):
-            self.position.step += 1
-            window.add(outputs)
-            if self.position.step % self.config.log_steps == 0 or self.position.step == self.loader.steps:
-                metrics = window.close(self.loader.waited_s)
-                metrics["train/checkpoint_stall_s"] = self.writer.stalled_s
-                self._metrics = metrics
-                metrics |= {f"train/{n}_lr": float(o.param_groups[0]["lr"]) for n, o in self.optimizer.optimizers}
-                self._report(metrics)
-            every = self.config.checkpoint.steps
-            if every and self.position.step % every == 0 and self.position.step < self.loader.steps:
-                self.save()
+        self.window.begin(self.loader.waited_s)
+        self.window.look(self._reports_after(self.position.step + 1))
+        with profiled(self._profile_steps(), self.folder.parent / "traces", self.ranks.rank) as profiler:
+            for outputs in self._steps(batches):
+                self.position.step += 1
+                self.window.add(self.position.epoch, self.position.step, outputs)
+                if self._reports_after(self.position.step):
+                    self._metrics = self.window.close(self.loader.waited_s)
+                    self._metrics |= self._settings()
+                    self._report(self._metrics)
+                self.window.look(self._reports_after(self.position.step + 1))
+                every = self.config.checkpoint.steps
+                if every and self.position.step % every == 0 and self.position.step < self.loader.steps:
+                    self.save()
+                if profiler is not None:
+                    profiler.step()
 
-    def _progress(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
-        """Steps of the pipeline until the batches end."""
+    def _steps(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
+        """A step for each batch."""
+        steps = self.step.over(batches)
         while True:
             torch.manual_seed(self._step_seed())
-            try:
-                outputs = self.pipeline.progress(batches)
-            except StopIteration:
+            outputs = next(steps, None)
+            if outputs is None:
                 return
             self.supervision.beat()
             yield outputs
+
+    def _settings(self) -> dict[str, float]:
+        """Learning rates as they stand, and how long saving has held up training."""
+        rates = {f"train/{n}_lr": float(o.param_groups[0]["lr"]) for n, o in self.optimizer.optimizers}
+        return rates | {"train/checkpoint_stall_s": self.writer.stalled_s}
+
+    def _reports_after(self, step: int) -> bool:
+        return step % self.config.log_steps == 0 or step == self.loader.steps
+
+    def _profile_steps(self) -> tuple[int, int] | None:
+        """Steps to profile, asked for once."""
+        steps, self.profile_steps = self.profile_steps, None
+        return steps
 
     def _step_seed(self) -> int:
         """Seed of what is random within the next step (dropout): no state to save, and the same when resumed."""
@@ -274,7 +309,7 @@ class Trainer:
                 if self.stopped:
                     break
                 loader = self.make_loader((day,), scoring=True)
-                for outputs in self._progress(self._agreed(loader.batches(0))):
+                for outputs in self._steps(self._agreed(loader.batches(0))):
                     consume(day, outputs)
         self.model.train()
         self.supervision.rest()
@@ -283,7 +318,7 @@ class Trainer:
         """Batches whose losses are divided by the mean total over ranks, so that their gradients' mean is the
         gradient of the mean over the global batch, however rows fell to ranks. The same exchange carries whether a
         rank must stop, so that batches end after the same one on all."""
-        for batch in batches:
+        for batch in waiting(batches, self.clock):
             must_stop = self.supervision.leaving or self.writer.failed
             total = self.ranks.sum(torch.cat([batch.task_normalizer, batch.task_normalizer.new_tensor([must_stop])]))
             yield replace(batch, task_normalizer=total[:-1] / self.ranks.world_size)
@@ -296,55 +331,3 @@ class Trainer:
             self.reporter.progress(
                 epoch=self.position.epoch, step=self.position.step, steps=self.loader.steps, metrics=metrics
             )
-
-
-class _LossWindow:
-    """Mean losses and rates between two reports. Closing it is the one place where a step waits for the device."""
-
-    def __init__(self, config: RunConfig, ranks: Ranks, *, waited_s: float) -> None:
-        self.config = config
-        self.ranks = ranks
-        # The loader counts over all epochs.
-        self.waited_before = waited_s
-        self._reset()
-
-    def _reset(self) -> None:
-        self.start = time.perf_counter()
-        self.steps = 0
-        self.requests = 0
-        self.impressions = 0
-        self.losses = torch.zeros(2 * len(self.config.tasks))
-
-    def add(self, outputs: StepOutputs) -> None:
-        self.losses = self.losses.to(outputs.losses.device) + outputs.losses
-        self.steps += 1
-        self.requests += sum(outputs.batch.inputs.requests_per_surface)
-        self.impressions += sum(outputs.batch.inputs.candidates_per_surface)
-
-    def close(self, waited_s: float) -> dict[str, float]:
-        """Metrics over all ranks; resets. `waited_s` is what this rank's loader made it wait since it began.
-
-        Raises:
-            NonFiniteLossError: a loss is NaN or infinite.
-        """
-        local = torch.cat(
-            [self.losses.flatten().cpu().double(), torch.tensor([self.requests, self.impressions], dtype=torch.float64)]
-        )
-        total = self.ranks.sum(local)
-        losses = (total[:-2] / (self.steps * self.ranks.world_size)).view(2, -1)
-        seconds = time.perf_counter() - self.start
-        if not torch.isfinite(losses).all():
-            raise NonFiniteLossError(
-                "the loss is NaN or infinite; lower optimizer.dense_lr or optimizer.sparse_lr, "
-                "or set optimizer.clip_gradient_norm"
-            )
-        metrics = {f"train/{t}/loss": float(losses[0, i]) for i, t in enumerate(self.config.tasks)}
-        metrics |= {f"train/{t}/calibrated_loss": float(losses[1, i]) for i, t in enumerate(self.config.tasks)}
-        metrics |= {
-            "train/requests_per_second": float(total[-2]) / seconds,
-            "train/impressions_per_second": float(total[-1]) / seconds,
-            "train/wait_share": (waited_s - self.waited_before) / seconds,
-        }
-        self.waited_before = waited_s
-        self._reset()
-        return metrics

@@ -39,8 +39,9 @@ def slow_candidate_attention(block: CandidateAttention, inputs: ModelInputs, que
         for h in range(block.heads):
             scores, values = [torch.tensor(0.0)], [torch.zeros(q.shape[1])]
             for e in history:
-                scores.append(q[h] @ block.key(e).view(block.heads, -1)[h] / math.sqrt(q.shape[1]))
-                values.append(block.value(e).view(block.heads, -1)[h])
+                key, value = block.key_value(e).view(2, block.heads, -1)[:, h]
+                scores.append(q[h] @ key / math.sqrt(q.shape[1]))
+                values.append(value)
             weights = torch.stack(scores).softmax(0)
             heads.append(sum((w * v for w, v in zip(weights, values, strict=True)), torch.zeros(q.shape[1])))
         attended = torch.cat(heads)

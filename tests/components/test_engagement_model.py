@@ -56,6 +56,33 @@ def test_broadcast_equals_plain_with_gradients(reader: str, causal: bool) -> Non
 
 
 @pytest.mark.parametrize("reader", ["attention", "target", "mean"])
+@pytest.mark.parametrize("parts", [2, 3, 99])
+def test_micro_batches_are_the_batch_with_gradients(reader: str, parts: int) -> None:
+    model, inputs = make_model(reader=reader), make_inputs()
+    want, want_gradients = model(inputs), gradients(model, total(model, inputs))
+    model.body.micro_batches = parts
+    for mine, theirs in zip(model(inputs), want, strict=True):
+        assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+    assert_close(gradients(model, total(model, inputs)), want_gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_micro_batches_keep_the_activations_of_one() -> None:
+    model, inputs = make_model(), make_inputs()
+    seen: list[int] = []
+    model.body.trunk.register_forward_hook(lambda _m, _a, out: seen.append(out.shape[0]))
+    model.body.micro_batches = 5
+    loss = total(model, inputs)
+    forward = list(seen)
+    loss.backward()
+    assert forward == [2, 1, 3, 1, 4], "one request at a time"
+    assert sorted(seen[len(forward) :]) == sorted(forward), "and each once more in the backward pass"
+    model.eval()
+    seen.clear()
+    model(inputs)
+    assert seen == [11], "scoring is in one piece"
+
+
+@pytest.mark.parametrize("reader", ["attention", "target", "mean"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_padding_changes_nothing(reader: str, causal: bool) -> None:
     model = make_model(reader=reader, causal=causal)
@@ -295,8 +322,7 @@ def test_what_belongs_to_a_request_is_computed_once_a_request() -> None:
     body = model.body
     once = {
         "encoder": body.history.encoder,
-        "keys": body.history.reader.key,
-        "values": body.history.reader.value,
+        "keys and values": body.history.reader.key_value,
         "deep, request part": body.trunk.deep.first.request,
         "request gate": body.trunk.request_gate,
         "late request part": body.late["surface_sr"].project_request,
@@ -304,4 +330,5 @@ def test_what_belongs_to_a_request_is_computed_once_a_request() -> None:
     for name, module in once.items():
         module.register_forward_hook(lambda _m, args, _o, name=name: rows.update({name: args[0].shape[0]}))
     model(inputs)
-    assert rows == dict.fromkeys(once, 3) | {"late request part": 1}
+    # The encoder works on the events of the requests, each once.
+    assert rows == dict.fromkeys(once, 3) | {"encoder": 9, "late request part": 1}

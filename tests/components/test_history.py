@@ -14,6 +14,7 @@ from components.attention import MeanHistory
 from components.cross import CrossProjection
 from components.history import MAX_AGE_SECONDS, EventEmbedding, HistoryBlock, HistoryEncoder
 from components.numeric import NumericFeatures
+from components.ragged import JaggedRows
 from tests.components.batches import DIM, HISTORY_KEYS, WIDTH, make_embeddings, make_inputs
 
 KEYS = dict.fromkeys(HISTORY_KEYS, DIM)
@@ -29,16 +30,15 @@ def test_event_is_the_sum_of_its_parts() -> None:
     inputs = make_inputs(candidates=([1, 1],), histories=[2, 1], surfaces=("hf",))
     sequences = make_embeddings()(inputs).sequences
     assert sequences is not None
-    padded, lengths = block(sequences, inputs)
-    assert lengths.tolist() == [2, 1]
+    events = block(sequences, inputs)
+    assert events.shape == (3, WIDTH)
     numbers = NumericFeatures(mean=[0.0] * 2, std=[1.0] * 2)(inputs.history_numeric)
-    for row, slot, e in ((0, 0, 0), (0, 1, 1), (1, 0, 2)):
+    for e in range(3):
         ids = torch.cat([*(sequences[key].values()[e] for key in HISTORY_KEYS), numbers[e]])
         bucket = int(math.log1p(inputs.history_age[e]) / math.log1p(MAX_AGE_SECONDS) * 31)
         want = block.project(ids) + block.action.weight[inputs.history_action[e]]
         want = want + block.surface.weight[inputs.history_surface[e]] + block.age.weight[bucket]
-        assert_close(padded[row, slot], want, atol=1e-5, rtol=1e-5)
-    assert not padded[1, 1].any()
+        assert_close(events[e], want, atol=1e-5, rtol=1e-5)
 
 
 def test_age_buckets_grow_with_age_and_end() -> None:
@@ -71,13 +71,19 @@ def slow_encoder(encoder: HistoryEncoder, events: Tensor) -> Tensor:
     return encoder.norm(x)
 
 
+def encode(encoder: HistoryEncoder, events: Tensor, lengths: Tensor, slots: Tensor) -> Tensor:
+    """The encoder on padded events [R, L, D]: zeros behind the last of a row."""
+    rows = JaggedRows(lengths, values=int(lengths.sum()), slots=len(slots))
+    return rows.pad(encoder(rows.unpad(events), lengths, slots))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_encoder_equals_the_loop(causal: bool) -> None:
     torch.manual_seed(0)
     encoder = HistoryEncoder(width=8, layers=2, heads=2, max_length=8, causal=causal)
     events, lengths = torch.randn(3, 5, 8), torch.tensor([5, 0, 2])
     events[1], events[2, 2:] = 0.0, 0.0
-    got = encoder(events, lengths, torch.arange(5))
+    got = encode(encoder, events, lengths, torch.arange(5))
     assert_close(got[0], slow_encoder(encoder, events[0]), atol=1e-5, rtol=1e-4)
     assert_close(got[2, :2], slow_encoder(encoder, events[2, :2]), atol=1e-5, rtol=1e-4)
     assert not got[1].any()
@@ -88,9 +94,9 @@ def test_encoder_equals_the_loop(causal: bool) -> None:
 def test_padding_changes_nothing_whatever_stands_there(causal: bool) -> None:
     encoder = HistoryEncoder(width=8, layers=2, heads=2, causal=causal)
     events, lengths = torch.randn(2, 3, 8), torch.tensor([3, 2])
-    want = encoder(events, lengths, torch.arange(3))
+    want = encode(encoder, events, lengths, torch.arange(3))
     longer = torch.cat([events, torch.full((2, 4, 8), 1e3)], dim=1)
-    got = encoder(longer, lengths, torch.arange(7))
+    got = encode(encoder, longer, lengths, torch.arange(7))
     assert_close(got[:, :3], want, atol=1e-5, rtol=1e-4)
     assert not got[:, 3:].any()
 
@@ -98,7 +104,7 @@ def test_padding_changes_nothing_whatever_stands_there(causal: bool) -> None:
 def test_causal_events_do_not_see_newer_ones() -> None:
     encoder = HistoryEncoder(width=8, layers=2, heads=2)
     events = torch.randn(1, 4, 8, requires_grad=True)
-    encoder(events, torch.tensor([4]), torch.arange(4))[0, 1, 0].backward()
+    encode(encoder, events, torch.tensor([4]), torch.arange(4))[0, 1, 0].backward()
     assert events.grad is not None
     assert events.grad[0, :2].any(dim=1).all()
     assert not events.grad[0, 2:].any()
@@ -109,8 +115,8 @@ def test_dropping_old_events_does_not_shift_positions() -> None:
     for parameter in encoder.layers.parameters():  # bare positions are left
         torch.nn.init.zeros_(parameter)
     events = torch.randn(1, 6, 8)
-    full = encoder(events, torch.tensor([6]), torch.arange(6))
-    kept = encoder(events[:, 2:], torch.tensor([4]), torch.arange(4))
+    full = encode(encoder, events, torch.tensor([6]), torch.arange(6))
+    kept = encode(encoder, events[:, 2:], torch.tensor([4]), torch.arange(4))
     assert_close(kept, full[:, 2:])
 
 
@@ -120,14 +126,14 @@ def test_histories_beyond_the_positions_share_the_last() -> None:
     for parameter in encoder.layers.parameters():
         torch.nn.init.zeros_(parameter)
     want = encoder.norm(events[0] + encoder.position.weight[[1, 1, 0]])
-    assert_close(encoder(events, torch.tensor([3]), torch.arange(3))[0], want)
+    assert_close(encode(encoder, events, torch.tensor([3]), torch.arange(3))[0], want)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_empty_histories_give_finite_gradients(causal: bool) -> None:
     encoder = HistoryEncoder(width=8, layers=2, heads=2, causal=causal)
     events = torch.zeros(2, 3, 8, requires_grad=True)
-    encoder(events, torch.tensor([0, 0]), torch.arange(3)).sum().backward()
+    encode(encoder, events, torch.tensor([0, 0]), torch.arange(3)).sum().backward()
     assert events.grad is not None
     assert not events.grad.any()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
@@ -138,11 +144,10 @@ def test_thousand_events(causal: bool) -> None:
     encoder = HistoryEncoder(width=8, layers=1, heads=2, causal=causal)
     torch.manual_seed(0)
     events = torch.randn(2, 1024, 8)
-    got = encoder(events, torch.tensor([1024, 1000]), torch.arange(1024))
+    got = encode(encoder, events, torch.tensor([1024, 1000]), torch.arange(1024))
     assert got.isfinite().all()
-    assert_close(
-        got[1, :1000], encoder(events[1:, :1000], torch.tensor([1000]), torch.arange(1000))[0], atol=1e-4, rtol=1e-3
-    )
+    alone = encode(encoder, events[1:, :1000], torch.tensor([1000]), torch.arange(1000))
+    assert_close(got[1, :1000], alone[0], atol=1e-4, rtol=1e-3)
 
 
 def test_block_without_encoder_and_projection_is_the_reader() -> None:
@@ -152,7 +157,9 @@ def test_block_without_encoder_and_projection_is_the_reader() -> None:
     events, reader = make_events(), MeanHistory(width=WIDTH)
     bare = HistoryBlock(events=events, encoder=None, reader=reader)
     query = torch.zeros(int(inputs.candidate_counts.sum()), 1)
-    want = reader(query, *events(sequences, inputs), inputs)
+    lengths = sequences[HISTORY_KEYS[0]].lengths()
+    rows = JaggedRows(lengths, values=int(lengths.sum()), slots=len(inputs.history_slots))
+    want = reader(query, rows.pad(events(sequences, inputs)), lengths, inputs)
     assert_close(bare(query, sequences, inputs), want)
     assert bare.out_dim == WIDTH
     projection = CrossProjection(in_dim=WIDTH, out_dim=3)

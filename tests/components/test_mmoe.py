@@ -69,10 +69,10 @@ def test_gate_weights_are_those_that_mix() -> None:
     block, x = make(), torch.randn(4, 5)
     gates = block.gate_weights(x, [1, 0, 3])
     assert_close(gates.sum(-1), torch.ones(4, 2))
-    hidden = x.unsqueeze(0)
+    hidden = x
     for layer in block.layers:
         hidden = torch.relu(layer(hidden))
-    assert_close(block(x, [1, 0, 3]), torch.einsum("cte,ecd->ctd", gates, hidden), atol=1e-6, rtol=1e-5)
+    assert_close(block(x, [1, 0, 3]), torch.einsum("cte,ced->ctd", gates, hidden), atol=1e-6, rtol=1e-5)
 
 
 def test_load_by_hand() -> None:

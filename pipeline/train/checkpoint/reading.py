@@ -29,7 +29,7 @@ from pipeline.train.quiet import quiet_dependencies
 from pipeline.train.task import TrainTask
 
 # Settings that a run may change between a checkpoint and going on from it: none of them changes what is learned.
-FREE = {"sharding", "checkpoint", "log_steps", "bootstrap_resamples", "tf32", "timeout_s"}
+FREE = {"sharding", "checkpoint", "log_steps", "bootstrap_resamples", "compute", "timeout_s"}
 
 
 class TensorPlanner(DefaultLoadPlanner):

@@ -1,0 +1,101 @@
+"""How the cost of a training step grows: with tables, history, candidates, surfaces and batch.
+
+    python -m benchmarks.cost [--quick]
+
+One thread, processor time of whole steps on ready batches, medians. Each axis moves one thing and leaves the others at
+128 requests of 16 candidates and 128 events, three surfaces, tables of 20,000 rows.
+
+- `ms_per_1000_impressions`: by axis and value.
+- `rows_per_table`: memory of a table grows with its rows, time only by what caches no longer hold.
+- `surfaces`: the same rows in one, two or three towers: what serving more surfaces costs the others in training.
+
+What it does not show: several ranks, GPUs, tables beyond this machine's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workload
+from benchmarks.common import Report
+from pipeline.config import RunConfig
+from pipeline.data.logs import Dataset
+
+AXES: dict[str, tuple[int, ...]] = {
+    "rows_per_table": (20_000, 200_000, 2_000_000),
+    "history": (32, 128, 512),
+    "candidates": (4, 16, 64),
+    "surfaces": (1, 2, 3),
+    "batch": (32, 128, 512),
+}
+USUAL = {"rows_per_table": 20_000, "history": 128, "candidates": 16, "surfaces": 3, "batch": 128}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two values an axis, small batches; under a minute")
+    quick = parser.parse_args().quick
+    usual = USUAL | ({"batch": 32} if quick else {})
+    steps = 2 if quick else 5
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for axis, values in AXES.items():
+            if quick and axis not in ("history", "candidates"):
+                continue
+            chosen = values[:2] if quick else values
+            figures[axis] = {
+                value: float(f"{cost(Path(folder), usual | {axis: value}, steps):.4g}") for value in chosen
+            }
+            print({axis: figures[axis]}, flush=True)
+    Report("cost", {"quick": quick, "steps": steps, "usual": usual}).finish({"ms_per_1000_impressions": figures})
+
+
+def cost(folder: Path, point: dict[str, int], steps: int) -> float:
+    """Milliseconds of processor time for 1,000 impressions."""
+    with workload.trainer(run_of(point), log_of(folder, point), folder / "run" / "checkpoints") as trainer:
+        batches = list(islice(trainer.loader.batches(0), 2))
+        trained = trainer.step.over(trainer._agreed(cycle(batches)))
+        for _ in range(2):
+            next(trained)
+        seconds = statistics.median(_timed(trained) for _ in range(steps))
+        impressions = statistics.mean(b.labels.shape[0] for b in batches)
+    return 1e6 * seconds / impressions
+
+
+def _timed(trained: Iterator[Any]) -> float:
+    start = time.process_time()
+    next(trained)
+    return time.process_time() - start
+
+
+def log_of(folder: Path, point: dict[str, int]) -> Dataset:
+    """The log of a point, made once for all points that differ in batch or surfaces alone."""
+    shape = {k: point[k] for k in ("rows_per_table", "history", "candidates")}
+    root = folder / "-".join(map(str, shape.values()))
+    if root.exists():
+        return Dataset.open(root)
+    return workload.log(
+        root,
+        requests=1024,
+        candidates=shape["candidates"],
+        history=shape["history"],
+        items=shape["rows_per_table"],
+        warmup_days=10,
+    )
+
+
+def run_of(point: dict[str, int]) -> RunConfig:
+    run = workload.config(requests_per_batch=point["batch"])
+    return replace(run, surfaces=run.surfaces[: point["surfaces"]])
+
+
+if __name__ == "__main__":
+    main()
