@@ -253,7 +253,7 @@ class Trainer:
         self.window.begin(self.loader.waited_s)
         self.window.look(self._reports_after(self.position.step + 1))
         with profiled(self._profile_steps(), self.folder.parent / "traces", self.ranks.rank) as profiler:
-            for outputs in self._steps(batches):
+            for outputs in self._progress(batches):
                 self.position.step += 1
                 self.window.add(self.position.epoch, self.position.step, outputs)
                 if self._reports_after(self.position.step):
@@ -267,7 +267,7 @@ class Trainer:
                 if profiler is not None:
                     profiler.step()
 
-    def _steps(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
+    def _progress(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
         """A step for each batch."""
         steps = self.step.over(batches)
         while True:
@@ -309,7 +309,7 @@ class Trainer:
                 if self.stopped:
                     break
                 loader = self.make_loader((day,), scoring=True)
-                for outputs in self._steps(self._agreed(loader.batches(0))):
+                for outputs in self._progress(self._agreed(loader.batches(0))):
                     consume(day, outputs)
         self.model.train()
         self.supervision.rest()
