@@ -132,12 +132,9 @@ class SeenStep:
 
     def identity(self, config: RunConfig, rank: int) -> dict[str, Any]:
         """The batch as JSON-able values: requests by surface, and those with a score that is no number."""
-        ids = self.request_id.cpu()
-        bad = torch.zeros(len(ids), dtype=torch.bool)
-        bad[self.request_of_candidate.cpu()[~self.finite_C.cpu()]] = True
-        split = list(self.requests_per_surface)
+        ids, split = self.request_id.cpu(), list(self.requests_per_surface)
         requests = dict(zip(config.surfaces, ids.split(split), strict=True))
-        marks = dict(zip(config.surfaces, bad.split(split), strict=True))
+        marks = dict(zip(config.surfaces, self._marked(~self.finite_C).split(split), strict=True))
         names = [f"{t}/{kind}" for kind in ("loss", "calibrated_loss") for t in config.tasks]
         losses = {n: v if math.isfinite(v) else str(v) for n, v in zip(names, self.losses.tolist(), strict=True)}
         return {
@@ -148,6 +145,27 @@ class SeenStep:
             "requests": {s: r.tolist() for s, r in requests.items()},
             "requests_without_finite_score": {s: requests[s][marks[s]].tolist() for s in config.surfaces},
         }
+
+    def reason(self, config: RunConfig) -> str:
+        """What a person should look at."""
+        split = list(self.requests_per_surface)
+        bad, good = self._marked(~self.finite_C).split(split), self._marked(self.finite_C).split(split)
+        whole = [s for s, b, g in zip(config.surfaces, bad, good, strict=True) if b.any() and not g.any()]
+        some = [s for s, b, g in zip(config.surfaces, bad, good, strict=True) if b.any() and g.any()]
+        if some:
+            return f"some requests of {', '.join(some)} have no finite score, so look at their features"
+        if whole:
+            return (
+                f"no request of {', '.join(whole)} has a finite score, so parameters went bad in the step before; "
+                "lower optimizer.dense_lr or optimizer.sparse_lr, or set optimizer.clip_gradient_norm"
+            )
+        return "all scores are finite, so look at the labels and weights"
+
+    def _marked(self, candidates_C: Tensor) -> Tensor:
+        """Bool [R] on the host: requests that have one of the marked candidates."""
+        marks = torch.zeros(len(self.request_id), dtype=torch.bool)
+        marks[self.request_of_candidate.cpu()[candidates_C.cpu()].long()] = True
+        return marks
 
 
 class StepWindow:
@@ -223,9 +241,8 @@ class StepWindow:
             raise NonFiniteLossError(
                 f"the loss of another rank is NaN or infinite; its batch is in {self.folder / 'not_finite_rank_*.json'}"
             )
-        reason = _reason(identity["requests"], identity["requests_without_finite_score"])
         raise NonFiniteLossError(
-            f"the loss is NaN or infinite at step {first.step} of epoch {first.epoch}: {reason}. "
+            f"the loss is NaN or infinite at step {first.step} of epoch {first.epoch}: {first.reason(self.config)}. "
             f"The batch's requests are in {path}; checkpoints from before that step are good"
         )
 
@@ -268,20 +285,6 @@ class StepWindow:
             for ids in (inputs.request_ids, inputs.candidate_ids, inputs.sequence_ids):
                 metrics |= {f"train/unique_ids/{key}": share for key, share in unique_share(ids).items()}
         return metrics
-
-
-def _reason(requests: Mapping[str, list[int]], bad: Mapping[str, list[int]]) -> str:
-    """What a person should look at, from requests by surface and those of them without a finite score."""
-    whole = [s for s in requests if bad[s] and bad[s] == requests[s]]
-    some = [s for s in requests if bad[s] and bad[s] != requests[s]]
-    if some:
-        return f"some requests of {', '.join(some)} have no finite score, so look at their features"
-    if whole:
-        return (
-            f"no request of {', '.join(whole)} has a finite score, so parameters went bad in the step before; lower "
-            "optimizer.dense_lr or optimizer.sparse_lr, or set optimizer.clip_gradient_norm"
-        )
-    return "all scores are finite, so look at the labels and weights"
 
 
 @contextmanager
