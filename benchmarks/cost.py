@@ -88,7 +88,6 @@ def log_of(folder: Path, point: dict[str, int]) -> Dataset:
         candidates=shape["candidates"],
         history=shape["history"],
         items=shape["rows_per_table"],
-        warmup_days=10,
     )
 
 

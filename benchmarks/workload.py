@@ -13,6 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from pipeline.config import (
@@ -28,10 +29,12 @@ from pipeline.config import (
 from pipeline.data.batch import Batch
 from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
+from pipeline.errors import DataError
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
 
-DAYS = 2
+DAYS, WARMUP_DAYS = 2, 30
+LEAST_USERS, VISITS_PER_EVENT = 8, 2
 
 
 def log(root: Path, *, requests: int, candidates: int, history: int, **knobs: Any) -> Dataset:
@@ -39,22 +42,28 @@ def log(root: Path, *, requests: int, candidates: int, history: int, **knobs: An
 
     Args:
         root: where it is written.
-        requests: of the training day; as many again for the day that every run keeps for its test.
+        requests: of the training day, at the least; as many again for the day that every run keeps for its test.
         candidates: of every request.
         history: most events of a request.
         knobs: further fields of `SimulationConfig`.
     """
+    # So few users that each has filled its history before the first day.
+    requests = max(requests, LEAST_USERS * VISITS_PER_EVENT * history // WARMUP_DAYS)
     settings: dict[str, Any] = {
         "requests": DAYS * requests,
         "days": DAYS,
-        "users": 400,
+        "users": requests * WARMUP_DAYS // (VISITS_PER_EVENT * history),
         "items": 20_000,
         "candidates": candidates,
         "history": history,
         "candidate_spread": 0,
-        "warmup_days": 30,
+        "warmup_days": WARMUP_DAYS,
     }
-    return simulate(root, SimulationConfig(**settings | knobs))
+    made = simulate(root, SimulationConfig(**settings | knobs))
+    events = [len(h) for f in made.root.rglob("*.parquet") for h in pq.read_table(f)["history_item"].to_pylist()]
+    if sum(events) < 0.9 * history * len(events):
+        raise DataError(f"histories hold {sum(events) / len(events):.0f} events of {history}", file=str(root))
+    return made
 
 
 def config(*, requests_per_batch: int = 128, **changes: Any) -> RunConfig:
