@@ -54,6 +54,7 @@ from components.residual_towers import ResidualTowers
 from components.star import StarTowers
 from components.towers import SharedTower, Towers
 from components.trunk import Trunk
+from components.user_state import UserState
 
 AnyTowers = Towers | ResidualTowers | StarTowers | SharedTower
 
@@ -100,7 +101,7 @@ class EngagementBody(nn.Module):
         trunk: Trunk,
         towers: AnyTowers,
         calibration: SurfaceCalibration | GlobalCalibration | IdentityCalibration,
-        history: HistoryBlock | None = None,
+        history: HistoryBlock | UserState | None = None,
         mixture: MMoE | PLE | SharedBottom | None = None,
         late: Mapping[str, LateFusion] | None = None,
     ) -> None:

@@ -68,9 +68,10 @@ class LoaderConfig:
 class HistoryConfig:
     """What becomes of a user's history."""
 
-    kind: Literal["transformer", "attention", "target", "din", "mean", "none"] = "transformer"
+    kind: Literal["transformer", "attention", "target", "din", "state", "mean", "none"] = "transformer"
     """Transformer encoder with candidates attending to it; the same attention over bare events; a small activation
-    unit with softmax over bare events; DIN's unit as published; their mean; nothing."""
+    unit with softmax over bare events; DIN's unit as published; a state summed over gated, decaying events; the mean
+    of the bare events; nothing."""
     width: int = 32
     """Width of an encoded event."""
     layers: int = 1
@@ -119,6 +120,9 @@ class ModelConfig:
 
     embedding_dim: int = 16
     """Dimension D of an embedding row; tables fed by sequences all share it."""
+    table_scale: float | None = 0.05
+    """Tables start uniform in [-scale, scale); none given is 1 / sqrt(rows) of each table (DLRM, Naumov et al. 2019),
+    so that what few ids share is there from the start and what many ids hold must be learned."""
     table_dims: dict[str, int] = field(default_factory=dict)
     """Dimensions of single tables (vocabularies) that are only pooled in bags."""
     history: HistoryConfig = HistoryConfig()

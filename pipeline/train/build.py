@@ -27,6 +27,7 @@ from components.residual_towers import ResidualTowers
 from components.star import StarTowers
 from components.towers import SharedTower, Towers
 from components.trunk import Trunk
+from components.user_state import UserState
 from pipeline.config import RunConfig
 from pipeline.data.layout import FeatureLayout, feature_layout
 from pipeline.errors import ConfigError, unknown
@@ -248,18 +249,32 @@ def build_body(plan: ModelPlan) -> EngagementBody:
     )
 
 
-def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | None:
+def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | UserState | None:
     settings, layout = plan.config.model.history, plan.trained_layout
     if settings.kind == "none" or not layout.has_history:
         return None
     names = layout.history_numeric
     moments = [plan.moments[n] for n in names]
+    numeric = NumericFeatures(mean=[m for m, _ in moments], std=[s for _, s in moments]) if names else None
+    sequences = dict.fromkeys(layout.history_sequences, plan.config.model.embedding_dim)
+    surfaces = 1 + len(plan.schema.surfaces)
+    if settings.kind == "state":
+        return UserState(
+            sequences=sequences,
+            query_dim=query_dim,
+            width=settings.width,
+            actions=plan.schema.action_count,
+            surface_codes=[1 + plan.schema.surfaces.index(s) for s in plan.keep],
+            all_surfaces=surfaces,
+            numeric=numeric,
+            projection=_projection(plan, 2 * settings.width),
+        )
     events = EventEmbedding(
-        sequences=dict.fromkeys(layout.history_sequences, plan.config.model.embedding_dim),
+        sequences=sequences,
         width=settings.width,
         actions=plan.schema.action_count,
-        surfaces=1 + len(plan.schema.surfaces),
-        numeric=NumericFeatures(mean=[m for m, _ in moments], std=[s for _, s in moments]) if names else None,
+        surfaces=surfaces,
+        numeric=numeric,
     )
     encoder = None
     reader: Reader

@@ -52,25 +52,26 @@ def hashed_uniform(
     return _shift(z, 40).float() * (2.0 / (1 << 24)) - 1.0
 
 
-def fill_tables(module: nn.Module, *, seed: int, scale: float) -> None:
+def fill_tables(module: nn.Module, *, seed: int, scale: float | None) -> None:
     """Set every embedding table of a module, sharded or not, to its first values.
 
     Args:
         module: its state dict names tables as `...embedding_bags.TABLE.weight` or `...embeddings.TABLE.weight`.
         seed: of the run.
-        scale: values lie in [-scale, scale).
+        scale: values lie in [-scale, scale); None for 1 / sqrt(rows) of each table.
     """
     with torch.no_grad():
         for name, value in module.state_dict().items():
             table = table_of(name)
             if table is None:
                 continue
+            bound = value.size(0) ** -0.5 if scale is None else scale
             if isinstance(value, ShardedTensor):
                 for shard in value.local_shards():
                     r, c = shard.metadata.shard_offsets
-                    _fill(shard.tensor, seed=seed, table=table, row=r, column=c, dim=value.size(1), scale=scale)
+                    _fill(shard.tensor, seed=seed, table=table, row=r, column=c, dim=value.size(1), scale=bound)
             else:
-                _fill(value, seed=seed, table=table, row=0, column=0, dim=value.size(1), scale=scale)
+                _fill(value, seed=seed, table=table, row=0, column=0, dim=value.size(1), scale=bound)
 
 
 def table_of(parameter: str) -> str | None:

@@ -31,9 +31,6 @@ from pipeline.train.supervision import Supervision
 from pipeline.train.tables import fill_tables, table_of
 from pipeline.train.task import StepOutputs
 
-# Half-width of the first values of embedding rows.
-TABLE_SCALE = 0.05
-
 
 class Reporter(Protocol):
     """Where a run tells of itself; called on the first rank only."""
@@ -154,7 +151,7 @@ class Trainer:
                 candidates_per_request=self.dataset.candidates_per_request(self.config.surfaces),
             ),
         )
-        fill_tables(model, seed=self.config.seed, scale=TABLE_SCALE)
+        fill_tables(model, seed=self.config.seed, scale=self.config.model.table_scale)
         return model
 
     def make_loader(self, days: tuple[str, ...], *, scoring: bool = False) -> Loader:
