@@ -114,7 +114,7 @@ def test_histories_are_exactly_the_known_past(log: Dataset) -> None:
     for events in past.values():
         events.sort(key=lambda e: e[0])
     full = 0
-    for surface, limit in (("hf", 48), ("sr", 32), ("rp", 64)):
+    for surface, limit in (("hf", 48), ("sr", 40), ("rp", 64)):
         for row in rows(log, surface).iter_rows(named=True):
             known = [e for e in past[row["user_id"]] if e[0] < row["timestamp_ms"] - 600_000][-limit:]
             history = ("history_time_ms", "history_item", "history_action", "history_surface")
@@ -169,4 +169,4 @@ def test_volumes_and_lengths_are_ordered_as_told(log: Dataset) -> None:
     candidates = {s: rows(log, s)["item"].list.len().mean() for s in log.schema.surfaces}
     assert candidates == pytest.approx({"hf": 4, "sr": 5, "rp": 10}, rel=0.05)
     longest = {s: rows(log, s)["history_item"].list.len().max() for s in log.schema.surfaces}
-    assert longest == {"hf": 48, "sr": 32, "rp": 64}
+    assert longest == {"hf": 48, "sr": 40, "rp": 64}

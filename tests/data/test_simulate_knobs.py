@@ -122,7 +122,7 @@ def match_effect(dataset: Dataset, topics_terms: int) -> float:
 
 
 def test_the_query_matters_by_relevance(tmp_path: Path) -> None:
-    quiet = {"taste": 0.0, "reinforcement": 0.0, "intent": 0.0, "requests": 2_000}
+    quiet = dict.fromkeys(("taste", "reinforcement", "intent", "quality", "context_effects"), 0.0) | {"requests": 2_000}
     with_query = simulate(tmp_path / "a", SimulationConfig.tiny(**quiet, relevance=2.0))
     without = simulate(tmp_path / "b", SimulationConfig.tiny(**quiet, relevance=0.0))
     assert match_effect(with_query, 40) > 0.15

@@ -34,9 +34,9 @@ class SurfaceKnobs:
 
 
 DEFAULT_SURFACES = (
-    SurfaceKnobs(name="hf", volume=0.62, candidates=4, history=48, click_rate=0.12),
-    SurfaceKnobs(name="sr", volume=0.27, candidates=5, history=32, click_rate=0.18, deviation=0.15, context="query"),
-    SurfaceKnobs(name="rp", volume=0.11, candidates=10, history=64, click_rate=0.08, deviation=0.1, context="related"),
+    SurfaceKnobs(name="hf", volume=0.62, candidates=4, history=48, click_rate=0.15),
+    SurfaceKnobs(name="sr", volume=0.27, candidates=5, history=40, click_rate=0.2, deviation=0.15, context="query"),
+    SurfaceKnobs(name="rp", volume=0.11, candidates=10, history=64, click_rate=0.1, deviation=0.1, context="related"),
 )
 
 
@@ -78,29 +78,29 @@ class SimulationConfig:
     sharing: float = 0.85
     """Share of the variance of tastes, intents and effects that surfaces have in common, in [0, 1].
     0 = nothing shared, 1 = surfaces differ in rates and context alone."""
-    taste: float = 0.28
+    taste: float = 0.6
     """Scale (logits) of users' long-term taste over topics and styles."""
-    demographic_share: float = 0.6
+    demographic_share: float = 0.8
     """Share of the variance of taste and of user bias that age and country explain."""
     drift: float = 0.02
     """Share of the variance of a user's own taste that is renewed each day."""
     trend: float = 0.03
     """Daily step (logits) of the random walk of every topic's general appeal."""
-    intent: float = 0.1
+    intent: float = 0.08
     """Scale (logits) of the passing, latent intent that wanders within and between sessions."""
     intent_hours: float = 6.0
     """Hours after which an intent has faded to 1/e."""
-    reinforcement: float = 2.7
+    reinforcement: float = 2.0
     """Scale (logits) of what a user's recent actions add to or take from the interest in such ads."""
-    reinforcement_hours: float = 18.0
+    reinforcement_hours: float = 12.0
     """Hours after which the effect of an action has faded to 1/e."""
-    relevance: float = 1.2
+    relevance: float = 1.5
     """Scale (logits) of the match between query or related item and candidate."""
-    quality: float = 0.3
+    quality: float = 0.45
     """Scale (logits) of the ads' quality, of which advertisers make up most."""
     user_bias: float = 0.2
     """Scale (logits) of users' general readiness to click."""
-    context_effects: float = 0.2
+    context_effects: float = 0.3
     """Scale (logits) of price, device x format, hour and ad age."""
     retrieval: float = 0.6
     """Share of candidates chosen for the user's interest or the request's context; the rest by popularity."""

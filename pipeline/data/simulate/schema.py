@@ -46,6 +46,7 @@ def simulation_schema(config: SimulationConfig) -> DatasetSchema:
         *([_number("match_score", Level.CANDIDATE, query)] if query else []),
         *([_ids(HISTORY_ITEM, Level.HISTORY, "item", names)] if with_history else []),
         *([_ids("history_category", Level.HISTORY, "category", names)] if with_history else []),
+        *([_ids("history_advertiser", Level.HISTORY, "advertiser", names)] if with_history else []),
     ]
     used = {f.vocabulary for f in features}
     return DatasetSchema(

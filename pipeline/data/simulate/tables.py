@@ -119,6 +119,7 @@ class TableMaker:
         values = {
             HISTORY_ITEM: pa.array(1 + item),
             "history_category": pa.array(1 + self.world.topic[item]),
+            "history_advertiser": pa.array(1 + self.world.advertiser[item]),
             HISTORY_ACTION: pa.array(events.action[at]),
             HISTORY_SURFACE: pa.array(events.surface[at]),
             HISTORY_TIME_MS: pa.array(events.time_ms[at]),
