@@ -1,7 +1,8 @@
 """Fresh weights for an artifact that is already served: the rows of tables that changed, and all dense weights.
 
     delta.json           what it starts from, what it gives, how large it is
-    delta.safetensors    per matrix of tables: `NAME.places` (int64 [n]) and `NAME.rows`; dense weights by name
+    delta.safetensors    per matrix of tables: `NAME.places` (int32 [n], int64 past 2^31 rows) and `NAME.rows`;
+                         dense weights by name
     parity.json          how far the scores after it are from the trainer's
     manifest.json        size and SHA-256 of each of the above
 
@@ -100,7 +101,8 @@ def write_delta(
         if is_table(name):
             places = (before != after).any(1).nonzero().squeeze(1)
             changed[name] = (int(places.numel()), int(after.shape[0]))
-            tensors |= {name + _PLACES: places, name + _ROWS: after[places].contiguous()}
+            narrow = places.int() if after.shape[0] < 2**31 else places
+            tensors |= {name + _PLACES: narrow, name + _ROWS: after[places].contiguous()}
         else:
             tensors[name] = after.detach().clone().contiguous()
     save_file(tensors, folder / TENSORS)
@@ -169,7 +171,7 @@ def changed_tensors(path: Path, delta: Delta, current: Mapping[str, Tensor], sta
     changed: dict[str, Tensor] = {}
     for name in delta.changed_rows:
         matrix = current[name].detach().cpu().clone()
-        matrix[tensors.pop(name + _PLACES)] = tensors.pop(name + _ROWS)
+        matrix[tensors.pop(name + _PLACES).long()] = tensors.pop(name + _ROWS)
         changed[name] = matrix
     changed |= tensors
     found = weights_digest({**current, **changed})
