@@ -5,6 +5,7 @@ Only torchx is imported; what runs in the job is named by strings.
 
 import re
 import shlex
+from dataclasses import dataclass
 
 from torchx import specs
 from torchx.specs import macros
@@ -20,32 +21,50 @@ class ArgumentError(ComponentValidationException, ValueError):
     """An argument cannot be used; of a kind that `torchx run` prints without a traceback."""
 
 
-def processes(j: str | None, nproc: int, resource: specs.Resource) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Size:
+    """How many ranks a job has.
+
+    Args:
+        least: nodes that the job goes on with when others are lost.
+        nodes: nodes that it is given.
+        each: ranks of a node.
+    """
+
+    least: int
+    nodes: int
+    each: int
+
+
+def processes(j: str | None, nproc: int, resource: specs.Resource) -> Size:
     """Nodes and processes on each, from the two ways to ask for them.
 
     Args:
-        j: NODESxPROCESSES, or None.
+        j: NODESxPROCESSES or LEAST:NODESxPROCESSES, or None.
         nproc: processes on one node, or 0.
         resource: of a node; with neither of the two given, a process is started for each of its GPUs.
 
     Raises:
         ArgumentError: both are given, one cannot be read, or a node has fewer GPUs than processes.
     """
-    example = "for example -j 2x8 (2 nodes, 8 processes on each) or --nproc 2 (one node)"
+    example = "for example -j 2x8 (2 nodes, 8 processes on each), -j 1:2x8 (at least one node) or --nproc 2 (one node)"
     if j is not None and nproc:
         raise ArgumentError(f"-j {j} and --nproc {nproc} are both given; give one, {example}")
     if j is not None:
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", j)
+        match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)x([1-9]\d*)", j)
         if match is None:
             raise ArgumentError(f"-j is {j!r}; write NODESxPROCESSES, {example}")
-        nodes, each = int(match[1]), int(match[2])
+        nodes, each = int(match[2]), int(match[3])
+        least = int(match[1] or nodes)
     else:
-        nodes, each = 1, nproc or max(resource.gpu, 1)
+        least, nodes, each = 1, 1, nproc or max(resource.gpu, 1)
     if each < 1:
         raise ArgumentError(f"--nproc is {each}; it must be positive, {example}")
+    if least > nodes:
+        raise ArgumentError(f"-j {j} asks for at least {least} of {nodes} nodes; write the smaller number first")
     if 0 < resource.gpu < each:
         raise ArgumentError(f"{each} processes on a node of {resource.gpu} GPUs; each needs its own, {example}")
-    return nodes, each
+    return Size(least, nodes, each)
 
 
 def resource_of(h: str) -> specs.Resource:
@@ -117,8 +136,7 @@ def ranks(
     what: str,
     arguments: list[str],
     *,
-    nodes: int,
-    each: int,
+    size: Size,
     image: str,
     resource: specs.Resource,
     python: str,
@@ -127,10 +145,10 @@ def ranks(
     max_restarts: int,
     max_retries: int,
 ) -> specs.AppDef:
-    """`nodes` x `each` ranks of `trefoil VERB` under torch.distributed.run, meeting over c10d."""
+    """Ranks of `trefoil VERB` under torch.distributed.run, meeting over c10d."""
     at_least(0, max_restarts=max_restarts, max_retries=max_retries)
     # Two dollars: the scheduler's substitution leaves one to the shell, which alone knows the first node's name.
-    endpoint = "localhost:0" if nodes == 1 else f'"$${{{macros.rank0_env}:-localhost}}:{PORT}"'
+    endpoint = "localhost:0" if size.nodes == 1 else f'"$${{{macros.rank0_env}:-localhost}}:{PORT}"'
     launcher = [
         # Ranks share a node's cores: one thread each unless whoever starts the job says otherwise.
         'export OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}"',
@@ -138,7 +156,8 @@ def ranks(
         # left there in the attempt before, and hang or fail once more.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1;",
         *("exec", shlex.quote(python), "-m", "torch.distributed.run"),
-        *("--nnodes", str(nodes), "--nproc-per-node", str(each), "--max-restarts", str(max_restarts)),
+        *("--nnodes", str(size.nodes) if size.least == size.nodes else f"{size.least}:{size.nodes}"),
+        *("--nproc-per-node", str(size.each), "--max-restarts", str(max_restarts)),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", macros.app_id),
     ]
     job = shlex.join(["-m", CLI, verb, *arguments])
@@ -148,7 +167,8 @@ def ranks(
         entrypoint="bash",
         args=["-c", " ".join([*launcher, job])],
         env=dict(env or {}),
-        num_replicas=nodes,
+        num_replicas=size.nodes,
+        min_replicas=size.least if size.least < size.nodes else None,
         resource=resource,
         port_map={"c10d": PORT},
         max_retries=max_retries,

@@ -31,7 +31,7 @@ def train(
         data: folder of the log, as the job sees it
         run_dir: folder of the run, the same for every node; one that holds checkpoints is gone on with
         register: True to export every surface afterwards and register it as challenger
-        j: nodes and processes on each, such as 2x8; in its place --nproc, or nothing
+        j: nodes and processes on each, such as 2x8, or 1:2x8 to go on with one when a node is lost
         nproc: processes on a single node; with neither given, one for each of its GPUs, or one
         h: named resource of a node: cpu8, a100x8, h100x8, h200x8 or any other that is registered
         image: container image, where the scheduler runs containers
@@ -42,15 +42,14 @@ def train(
         mounts: volumes in containers, such as type=volume,src=logs,dst=/logs,readonly
     """
     resource = resource_of(h)
-    nodes, each = processes(j, nproc, resource)
+    size = processes(j, nproc, resource)
     return ranks(
         "train",
         recipe,
         ["--recipe", recipe, "--data", data, "--run-dir", run_dir]
         + (["--register"] if register else [])
         + list(overrides),
-        nodes=nodes,
-        each=each,
+        size=size,
         image=image,
         resource=resource,
         python=python,

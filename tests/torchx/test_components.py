@@ -133,6 +133,7 @@ def test_the_example_in_the_help_works(name: str) -> None:
     [
         ({"j": "2by8"}, r"-j is '2by8'; write NODESxPROCESSES, for example -j 2x8"),
         ({"j": "0x8"}, r"-j is '0x8'"),
+        ({"j": "3:2x8"}, r"-j 3:2x8 asks for at least 3 of 2 nodes"),
         ({"j": "1x2", "nproc": 2}, r"-j 1x2 and --nproc 2 are both given"),
         ({"nproc": -1}, r"--nproc is -1; it must be positive"),
         ({"nproc": 9, "h": "h100x8"}, r"9 processes on a node of 8 GPUs"),
@@ -155,6 +156,12 @@ def test_the_command_line_prints_a_wrong_argument_without_a_traceback(caplog: py
 def test_a_node_of_gpus_gets_a_process_for_each() -> None:
     assert "--nproc-per-node 8 " in shell(train(recipe="demo", data="logs", h="a100x8"))
     assert "--nproc-per-node 1 " in shell(train(recipe="demo", data="logs"))
+
+
+def test_a_range_of_nodes_goes_on_with_the_fewest() -> None:
+    app = train(recipe="demo", data="logs", j="2:4x8", max_restarts=3)
+    assert "--nnodes 2:4 --nproc-per-node 8 --max-restarts 3 " in shell(app)
+    assert (app.roles[0].min_replicas, app.roles[0].num_replicas) == (2, 4)
 
 
 def test_arguments_reach_the_job_unbroken() -> None:
