@@ -29,7 +29,7 @@ from torchx_specs.train import train
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
-OURS = ("train", "evaluate", "export", "ingest", "sweep")
+OURS = ("train", "evaluate", "export", "ingest", "sweep", "rollout")
 CONFIG: dict[str, dict[str, str | bool]] = {
     "local_cwd": {"log_dir": "logs"},
     "slurm": {"partition": "gpu"},
