@@ -12,6 +12,16 @@ logs=$folder/logs
 plan=$folder/plan.yaml
 
 say() { printf '\n== %s\n' "$*"; }
+with_alias() { # surfaces that have a version with this alias, one a line
+  trefoil rollout status --json | python -c '
+import json, sys
+print(*(s for s, a in json.load(sys.stdin)["aliases"].items() if sys.argv[1] in a), sep="\n")' "$1"
+}
+promote_all() {
+  for surface in $(with_alias challenger); do
+    trefoil rollout promote "$surface" --plan "$plan" --reason "$1"
+  done
+}
 run() { trefoil rollout run --plan "$plan" --data "$logs" "$@"; }
 
 if [ ! -e "$logs/dataset.json" ]; then
@@ -30,23 +40,16 @@ say "Wave 0: the separate models, as they serve today"
 run --wave 0 --promote
 say "Wave 1: the cheap pair"
 run --wave 1
-for surface in $(trefoil rollout status --json 2>/dev/null | python -c '
-import json, sys
-print(*(s for s, a in json.load(sys.stdin)["aliases"].items() if "challenger" in a))'); do
-  trefoil rollout promote "$surface" --plan "$plan" --reason "report of wave 1 read"
-done
+promote_all "report of wave 1 read"
 say "Wave 2: the expensive surface joins, started from wave 1"
 run --wave 2
 say "The canary: a later day, challengers beside champions"
 trefoil rollout replay --plan "$plan" --data "$logs"
-for surface in $(trefoil rollout status --json 2>/dev/null | python -c '
-import json, sys
-print(*(s for s, a in json.load(sys.stdin)["aliases"].items() if "challenger" in a))'); do
-  trefoil rollout promote "$surface" --plan "$plan" --reason "report of wave 2 read, canary quiet"
-done
+promote_all "report of wave 2 read, canary quiet"
 trefoil rollout status
-say "Search's features arrive in other units: only sr is rolled back"
-trefoil rollout replay --plan "$plan" --data "$logs" --fault "sr:match_score*10"
+victim=$(with_alias previous | tail -n 1)
+say "A feature of $victim arrives in other units: $victim is rolled back, the others stay"
+trefoil rollout replay --plan "$plan" --data "$logs" --fault "$victim:creative_score*20"
 say "What serves now, and how it came to"
 trefoil rollout status
 trefoil rollout history

@@ -40,6 +40,8 @@ class Args:
     """Slices with fewer positives are shown, not judged."""
     cost_growth: float = 1.5
     """The most that a surface's cost may grow over its separate model's."""
+    cost_gain: float = 0.9
+    """A cost at most this share of the champion's counts as better."""
     unique_users: int = 64
     """The fewest unique users that one run of an artifact must take."""
     coverage_drop: float = 0.05
@@ -74,6 +76,7 @@ def main(argv: list[str]) -> int:
         slice_calibration=args.slice_calibration,
         slice_positives=args.slice_positives,
         cost_growth=args.cost_growth,
+        cost_gain=args.cost_gain,
         p99_ms={},
         unique_users=args.unique_users,
         coverage_drop=args.coverage_drop,

@@ -7,7 +7,7 @@ A challenger passes when every gate passes:
 | auc, ne | task | not inferior: the paired interval of the difference to the champion clears the margin |
 | calibration | task | the overall ratio lies within its bounds |
 | calibration by slice | task, slice | the interval of the ratio reaches into its bounds |
-| gain | surface | something is better than the champion: a task's AUC or NE, or the cost |
+| gain | surface | something is better than the champion: a task's AUC or NE, or clearly the cost |
 | cost, p99 | surface | within the surface's envelope |
 | parity, unique users | surface | the artifact gives the trainer's scores; one run takes enough users |
 | coverage, drift | feature | evaluation days look like training days |
@@ -89,7 +89,7 @@ def decide(measured: SurfaceMeasurements, thresholds: Thresholds, tasks: Sequenc
     verdicts: list[Verdict] = []
     for task in sorted(tasks):
         verdicts += _task(task, measured.tasks.get(task, TaskMeasurements()), thresholds)
-    verdicts.append(_gain(measured, sorted(tasks)))
+    verdicts.append(_gain(measured, thresholds, sorted(tasks)))
     verdicts += _serving(measured, thresholds)
     verdicts += _features(measured, thresholds)
     return Decision(surface=measured.surface, passed=all(v.passed for v in verdicts), verdicts=tuple(verdicts))
@@ -163,7 +163,7 @@ def _slices(task: str, of: TaskMeasurements, thresholds: Thresholds) -> Iterator
         yield Verdict(gate=gate, subject=task, passed=not off and not unmeasured, reason=reason)
 
 
-def _gain(measured: SurfaceMeasurements, tasks: Sequence[str]) -> Verdict:
+def _gain(measured: SurfaceMeasurements, thresholds: Thresholds, tasks: Sequence[str]) -> Verdict:
     """Inside every margin and yet better in nothing is no reason to change what serves."""
     better = []
     for task in tasks:
@@ -175,7 +175,7 @@ def _gain(measured: SurfaceMeasurements, tasks: Sequence[str]) -> Verdict:
         if _known(ne) and ne < 0:
             better.append(f"{task} NE {ne:+.4f}")
     cost = measured.cost.over_champion
-    if _known(cost) and cost < 1:
+    if _known(cost) and 0 < cost <= thresholds.cost_gain:
         better.append(f"cost x{cost:.2f}")
     reason = f"better: {', '.join(better)}" if better else "nothing measured is better than the champion"
     return Verdict(gate="gain", subject="", passed=bool(better), reason=reason)

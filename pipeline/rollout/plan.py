@@ -86,6 +86,7 @@ class Thresholds:
         slice_calibration: the interval of a slice's ratio must reach into [low, high].
         slice_positives: a slice with fewer positives is shown, not judged.
         cost_growth: the cost on a surface, over that of its separate model, measured side by side, at most this.
+        cost_gain: a cost at most this share of the champion's counts as better; far enough below 1 that noise does not.
         p99_ms: surface -> the most milliseconds of a batch at the 99th percentile.
         unique_users: the fewest unique users that one run of the program must be able to take.
         coverage_drop: the most that the share of present values of a feature may fall from training to evaluation.
@@ -99,6 +100,7 @@ class Thresholds:
     slice_calibration: tuple[float, float]
     slice_positives: int
     cost_growth: float
+    cost_gain: float
     p99_ms: dict[str, float]
     unique_users: int
     coverage_drop: float
@@ -236,6 +238,8 @@ def _threshold_problems(plan: RolloutPlan) -> list[str]:
     problems += _range_problems("thresholds.slice_calibration", limits.slice_calibration)
     if not limits.cost_growth > 0:
         problems.append(f"thresholds.cost_growth is {limits.cost_growth}; it is a ratio of costs and must be positive")
+    if not 0 < limits.cost_gain < 1:
+        problems.append(f"thresholds.cost_gain is {limits.cost_gain}; it must lie between 0 and 1, such as 0.9")
     if limits.unique_users < 1:
         problems.append(f"thresholds.unique_users is {limits.unique_users}; it must be at least 1")
     for surface in limits.p99_ms:

@@ -26,6 +26,7 @@ THRESHOLDS = Thresholds(
     slice_calibration=(0.8, 1.25),
     slice_positives=20,
     cost_growth=1.5,
+    cost_gain=0.9,
     p99_ms={"hf": 30.0, "sr": 30.0, "rp": 90.0},
     unique_users=16,
     coverage_drop=0.05,

@@ -104,6 +104,9 @@ def test_better_in_nothing_is_stopped() -> None:
     assert failed(good(tasks={"click": same, "save": same})) == {("gain", "")}
     cheaper = replace(good().cost, over_champion=0.8)
     assert failed(good(tasks={"click": same, "save": same}, cost=cheaper)) == set()
+    # A little cheaper is the clock's luck.
+    luck = replace(good().cost, over_champion=0.95)
+    assert failed(good(tasks={"click": same, "save": same}, cost=luck)) == {("gain", "")}
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])

@@ -42,6 +42,7 @@ def test_people_may_write_days_without_quotes(tmp_path: Path) -> None:
         ("looks: 10", "looks: many", "canary.looks: .*integer.* and is 'many'"),
         ("share: 0.5", "share: 5", r"canary.share is 5.0; it must lie in \(0, 1\]"),
         ("auc_margin: 0.01", "auc_margin: -0.01", "thresholds.auc_margin is -0.01"),
+        ("cost_gain: 0.9", "cost_gain: 1.0", "thresholds.cost_gain is 1.0; it must lie between 0 and 1"),
         ("auc_margin: 0.01", "auc_margin: .nan", "thresholds.auc_margin is nan"),
         ("\n  calibration: [0.9, 1.1]", "\n  calibration: [1.1, 0.9]", r"thresholds.calibration is \[1.1, 0.9\]"),
         ("    rp: 90.0\n", "", "thresholds.p99_ms lacks surface 'rp'"),
