@@ -60,7 +60,11 @@ def log(root: Path, *, requests: int, candidates: int, history: int, **knobs: An
         "warmup_days": WARMUP_DAYS,
     }
     made = simulate(root, SimulationConfig(**settings | knobs))
-    events = [len(h) for f in made.root.rglob("*.parquet") for h in pq.read_table(f)["history_item"].to_pylist()]
+    events = [
+        len(h)
+        for f in made.root.glob("surface=*/date=*/*.parquet")
+        for h in pq.read_table(f)["history_item"].to_pylist()
+    ]
     if sum(events) < 0.9 * history * len(events):
         raise DataError(f"histories hold {sum(events) / len(events):.0f} events of {history}", file=str(root))
     return made
