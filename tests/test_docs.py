@@ -49,7 +49,9 @@ def test_the_pages_have_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [c for _, c in COMMANDS if c.startswith("trefoil ")])
-def test_a_trefoil_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trefoil_command_parses(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_recipes.py").write_text("from pipeline.recipes.demo import demo as wide\n")
     _, verb, *argv = shlex.split(command)
     assert verb in VERBS
     # Verbs of the rollout are modules of their own.
@@ -88,6 +90,8 @@ def test_a_make_target_exists(command: str) -> None:
     assert {word for word in shlex.split(command)[1:] if "=" not in word and not word.startswith("-")} <= targets
 
 
+# TorchX says of every retried job that some releases of Volcano do not retry.
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*Volcano:UserWarning")
 @pytest.mark.parametrize("command", [c for _, c in COMMANDS if c.startswith("torchx run ")])
 def test_a_torchx_job_can_be_dry_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -95,6 +99,8 @@ def test_a_torchx_job_can_be_dry_run(command: str, monkeypatch: pytest.MonkeyPat
     words = shlex.split(command)
     scheduler = words[words.index("--scheduler") + 1]
     place = next(i for i, word in enumerate(words) if word.startswith("torchx_specs/"))
+    given = words[words.index("-cfg") + 1].split(",") if "-cfg" in words else []
+    options: dict[str, Any] = {n: {"False": False}.get(v, v) for n, _, v in (item.partition("=") for item in given)}
     with get_runner() as runner:
-        request = runner.dryrun_component(words[place], words[place + 1 :], scheduler=scheduler)
+        request = runner.dryrun_component(words[place], words[place + 1 :], scheduler=scheduler, cfg=options)
     assert "pipeline.cli" in str(request)
