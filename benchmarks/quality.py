@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Arm = tuple[Callable[[], RunConfig], ...]
 
+# Knobs of a run that do not touch what it learns on one rank.
+HOUSEKEEPING = ("bootstrap_resamples", "checkpoint", "log_steps", "sharding", "timeout_s")
 # The one arm that is no model of ours: LightGBM on the unified recipe's numbers.
 BOOSTED_TREES = "boosted_trees"
 
@@ -119,7 +121,13 @@ def kept(run: Run) -> bool:
     if not record.exists() or not run.out.exists():
         return False
     was = json.loads(record.read_text())["config"]
-    return config_from_json(json.dumps(was).encode(), source=str(record)) == run.config
+    return _learned(config_from_json(json.dumps(was).encode(), source=str(record))) == _learned(run.config)
+
+
+def _learned(config: RunConfig) -> dict[str, Any]:
+    """The part of a configuration that decides what is learned."""
+    whole = json.loads(config_to_json(config))
+    return {name: value for name, value in whole.items() if name not in HOUSEKEEPING}
 
 
 def execute(run: Run) -> str:
