@@ -29,6 +29,8 @@ class Settings:
     """Folder of the log that `trefoil ingest kuairand` wrote; without it nothing is measured, and says so."""
     work: Path = Path("runs/quality")
     """Where benchmarks.quality keeps finished runs."""
+    last: str | None = None
+    """Last day of the log to use, for a shorter training; none given is the log's last."""
     batches: int = 20
     """Batches of 1,024 requests that gates and gradients are read on."""
     task: str = "click"
@@ -54,7 +56,7 @@ def inside(settings: Settings, data: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     dataset = Dataset.open(data)
-    config = replace(PARTS["mmoe"](), days=DaysConfig(validation=1, test=1))
+    config = replace(PARTS["mmoe"](), days=DaysConfig(last=settings.last, validation=1, test=1))
     folder = settings.work / "diagnostics"
     with joined() as ranks:
         trainer = Trainer(config, dataset, ranks, folder)
