@@ -118,7 +118,7 @@ class EngagementBody(nn.Module):
     def forward(self, embedded: Embedded, inputs: ModelInputs) -> ModelOutputs:
         if self.micro_batches == 1 or not self.training:
             return self._outputs(embedded, inputs)
-        history_key = self.history.events.keys[0] if self.history is not None else None
+        history_key = self.history.keys[0] if self.history is not None else None
         runs = micro_batches(embedded, inputs, parts=self.micro_batches, history_key=history_key)
         outputs = [checkpoint(self._outputs, *run, use_reentrant=False) for run in runs]
         logits, calibrated = (torch.cat(parts) for parts in zip(*outputs, strict=True))

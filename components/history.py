@@ -205,6 +205,11 @@ class HistoryBlock(nn.Module):
         self.events, self.encoder, self.reader, self.projection = events, encoder, reader, projection
         self.out_dim = reader.out_dim if projection is None else projection.out_dim
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The sequences that it reads, the items' first."""
+        return self.events.keys
+
     def forward(self, query_CQ: Tensor, sequences: Mapping[str, JaggedTensor], inputs: ModelInputs) -> Tensor:
         """[C, out_dim]."""
         events_HD = self.events(sequences, inputs)
