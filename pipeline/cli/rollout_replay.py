@@ -12,7 +12,7 @@ DESCRIPTION = """Replay the plan's later days: candidate and control score them 
 A challenger is watched beside the champion and withdrawn where it does harm; without one, the champion is watched
 beside the version before it and rolled back. A fault can be planted in the candidate's requests, to see it found.
 
-Example:  trefoil rollout replay --plan plan.yaml --data logs --fault sr:match_score*10"""
+Example:  trefoil rollout replay --plan plan.yaml --data logs --fault hf:scores*2.5"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class Args:
     surfaces: tuple[str, ...] = ()
     """Surfaces to replay; none given replays all that have two versions."""
     fault: str | None = None
-    """SURFACE:FEATURE loses a numeric feature, SURFACE:FEATURE*FACTOR changes its units, for the candidate alone."""
+    """SURFACE:FEATURE loses a numeric feature, SURFACE:FEATURE*FACTOR changes its units, for the candidate alone;
+    SURFACE:scores*FACTOR distorts its probabilities."""
     out: Path | None = None
     """Folder of the rollout; none given takes TREFOIL_HOME/rollout."""
     resamples: int = 500

@@ -121,6 +121,15 @@ def test_faults_change_what_they_say() -> None:
     assert days["tenure_days"].to_pylist() == [0.5, None, 1.5]
 
 
+def test_scores_are_distorted_behind_the_model() -> None:
+    fault = parse_fault("sr:scores*2", SCHEMA)
+    said = rows([0.8, 0.2, 0.6, 0.2, 0.1, 0.1, 0.5, 0.9])
+    assert fault.distort(said).table["p_click"].to_list() == [1.0, 0.4, 1.0, 0.4, 0.2, 0.2, 1.0, 1.0]
+    table = pa.table({"match_score": pa.array([[1.0]], pa.list_(pa.float32()))})
+    assert fault.apply(table, SCHEMA) is table
+    assert parse_fault("sr:price*2", SCHEMA).distort(said) is said
+
+
 def test_a_slice_of_a_table_is_changed_alike() -> None:
     table = pa.table({"match_score": pa.array([[9.0], [1.0, 2.0], [3.0]], pa.list_(pa.float32()))}).slice(1)
     changed = parse_fault("sr:match_score*10", SCHEMA).apply(table, SCHEMA)
@@ -137,6 +146,8 @@ def test_a_slice_of_a_table_is_changed_alike() -> None:
         ("hf:match_score", "unknown numeric feature 'match_score'"),
         ("sr:query*2", "unknown numeric feature 'query'"),
         ("sr:price*x", "'x' is no number"),
+        ("sr:scores*-1", "'-1' is no number"),
+        ("sr:scores", "unknown numeric feature 'scores'"),
         ("sr:price*", "is not written SURFACE:FEATURE"),
     ],
 )

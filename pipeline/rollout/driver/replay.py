@@ -79,6 +79,7 @@ def replay(context: Context, surface: str, *, fault: Fault | None = None) -> Rep
     scorers = [Scorer.open(artifact_of(v, context.out)) for v in (candidate, control)]
     alter = None if fault is None else lambda rows: fault.apply(rows, context.dataset.schema)
     new = score_days(scorers[0], context.dataset, days, alter=alter)
+    new = new if fault is None else fault.distort(new)
     old = score_days(scorers[1], context.dataset, days)
     both = tuple(t for t in tasks if t in new.tasks and t in old.tasks)
     found = watch(new, old, context.plan.canary, both)
