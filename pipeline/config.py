@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline.errors import ConfigError, unknown
 
+# A field that nobody knows is an error, not a knob that turns nothing.
+STRICT = ConfigDict(extra="forbid")
 Exhaustion = Literal["stop", "repeat", "drop_out"]
 SparseOptimizer = Literal["rowwise_adagrad", "adagrad", "adam", "sgd"]
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class DaysConfig:
     """Which days of the log are trained on, validated on and tested on; always in this order of time."""
@@ -33,6 +36,7 @@ class DaysConfig:
     """Last days, scored once at the end."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """How batches are made from a log."""
@@ -64,6 +68,7 @@ class LoaderConfig:
     """A request with more becomes several rows of the same batch, or loses the candidates past the bound, counted."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
     """What becomes of a user's history."""
@@ -84,6 +89,7 @@ class HistoryConfig:
     """Dropout in the encoder."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class ProjectionConfig:
     """How the wide history output becomes narrow before crossing."""
@@ -98,6 +104,7 @@ class ProjectionConfig:
     """Rank of its cross layers."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
     """What lies between the trunk and the towers."""
@@ -114,6 +121,7 @@ class MixtureConfig:
     """Sizes of the layers of each expert."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The blocks of a model and their sizes."""
@@ -148,6 +156,7 @@ class ModelConfig:
     """Dropout in the deep part and the towers."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """How parameters learn. Tables learn in the backward pass (fused), dense parameters after it."""
@@ -175,6 +184,7 @@ class OptimizerConfig:
         return self.table_optimizers.get(table, self.sparse), self.table_lrs.get(table, self.sparse_lr)
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class AssumedTable:
     """A table, or several alike, of a log that is not there yet; for `trefoil plan` without --data."""
@@ -189,6 +199,7 @@ class AssumedTable:
     """How many tables of this kind."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class WorkloadConfig:
     """What the planner is told of the log beside its schema; it bends no result, only where tables lie."""
@@ -203,6 +214,7 @@ class WorkloadConfig:
     """Tables to plan without a log."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
     """How tables are spread over ranks."""
@@ -231,6 +243,7 @@ class ShardingConfig:
     workload: WorkloadConfig = WorkloadConfig()
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When checkpoints are written and which are kept."""
@@ -250,6 +263,7 @@ class CheckpointConfig:
     """Write while training goes on; without it training waits for the disk."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """How the dense part computes. None of it changes what is learnt, but for rounding."""
@@ -307,6 +321,7 @@ class RunConfig:
             _at_least(
                 1,
                 epochs=self.epochs,
+                **{"model.history.heads": self.model.history.heads},
                 log_steps=self.log_steps,
                 bootstrap_resamples=self.bootstrap_resamples,
                 **{"checkpoint.steps": 1 if self.checkpoint.steps is None else self.checkpoint.steps},
@@ -370,7 +385,7 @@ class RunConfig:
         if not sharding.kernels:
             problems.append("sharding.kernels is empty; name at least one, such as fused")
         history = self.model.history
-        if history.kind in ("transformer", "attention") and history.width % history.heads:
+        if history.heads >= 1 and history.kind in ("transformer", "attention") and history.width % history.heads:
             problems.append(
                 f"model.history.width {history.width} is not a multiple of model.history.heads {history.heads}"
             )

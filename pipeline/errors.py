@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class TrefoilError(Exception):
-    """Base of all errors that a user of Trefoil can cause and mend."""
+    """Base of all errors that a user of Trefoil can cause and mend. Its text never holds a password,
+    and can be printed."""
+
+    def __str__(self) -> str:
+        text = without_passwords(super().__str__())
+        # Half a character out of damaged JSON cannot be printed.
+        return text.encode(errors="backslashreplace").decode()
+
+
+_USER_INFO = re.compile(r"(?<=://)[^\s/?#@'\"]*@")
+_SECRET_FIELD = re.compile(r"(?i)([?&;](?:[\w-]*(?:password|passwd|pwd|token|secret|key|signature|sig))=)[^&;\s'\"]+")
+
+
+def without_passwords(text: object) -> str:
+    """Text in which addresses lack user, password and secret fields: other libraries' errors quote them whole.
+
+    >>> without_passwords("no answer from https://ada:secret@mlflow:5000/api?token=abc")
+    'no answer from https://***@mlflow:5000/api?token=***'
+    """
+    return _SECRET_FIELD.sub(r"\1***", _USER_INFO.sub("***@", str(text)))
 
 
 class ConfigError(TrefoilError):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +23,7 @@ from rich.table import Table
 
 from pipeline.config import RunConfig, config_from_json, config_to_json, default_home, flat_config
 from pipeline.data.logs import Dataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, without_passwords
 from pipeline.evaluate import figures
 from pipeline.evaluate.compare import Comparison
 from pipeline.evaluate.predictions import Predictions
@@ -40,6 +44,8 @@ METRICS = "metrics.json"
 STATUS = "status.json"
 # A rank that hangs writes its stacks this much before the others give up waiting for it.
 COLLECTIVE_MARGIN_S = 60.0
+# How long a job waits for the one before it to leave its folder: as long as ranks may take that were told to leave.
+FOLDER_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +126,7 @@ def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision
         Supervision(stacks, config.timeout_s) as supervision,
         # Ranks that wait for a hung one must outlive the watch, so that it can write their stacks too.
         joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S) as ranks,
+        _alone(folder, ranks, patience_s=min(FOLDER_PATIENCE_S, config.timeout_s)),
     ):
         if ranks.is_first:
             _claim(folder, config)
@@ -128,8 +135,42 @@ def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision
         try:
             yield ranks, supervision
         except BaseException as error:
-            write_status(folder, ranks, "failed", error=str(error).splitlines()[:1])
+            write_status(folder, ranks, "failed", error=without_passwords(error).splitlines()[:1])
             raise
+
+
+@contextmanager
+def _alone(folder: Path, ranks: Ranks, *, patience_s: float) -> Iterator[None]:
+    """Hold the folder of the run: ranks that outlived their launcher would write beside those that take over.
+
+    Raises:
+        ConfigError: another job has been at work in the folder for too long.
+    """
+    if not ranks.is_first:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    end, told = time.monotonic() + patience_s, False
+    with (folder / ".lock").open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when the process dies
+                break
+            except BlockingIOError:
+                file.seek(0)
+                if time.monotonic() > end:
+                    raise ConfigError(
+                        f"another job is at work in {folder} ({file.read().strip()}); wait for it or stop it, or give "
+                        "another --run-dir"
+                    ) from None
+                if not told:
+                    print(f"waiting up to {patience_s:g} s for the job before to leave {folder}", file=sys.stderr)
+                told = True
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def write_status(folder: Path, ranks: Ranks, state: str, **more: object) -> None:

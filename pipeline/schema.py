@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from pydantic import ConfigDict, with_config
+
 from pipeline.errors import SchemaError, unknown
 
 # Columns that every log has beside its features and tasks.
@@ -45,6 +47,7 @@ class Kind(StrEnum):
     NUMERIC = "numeric"
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """An id space: ids of it lie in [0, size).
@@ -68,6 +71,7 @@ class Vocabulary:
             )
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class Feature:
     """One column of a log.
@@ -106,6 +110,7 @@ class Feature:
             raise SchemaError(f"feature {self.name!r} exists on no surface; name at least one or drop it")
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class DatasetSchema:
     """Everything a reader must know before it opens the first file.

@@ -13,6 +13,7 @@ from types import FrameType
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.recipes import SHIPPED, find
+from pipeline.train.supervision import leave_with_parent
 
 # Seconds that torchrun leaves its ranks between SIGTERM and SIGKILL, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says other.
 GRACE_S = 120
@@ -74,7 +75,8 @@ def launch(verb: str, argv: list[str], nproc: int, max_restarts: int, folder: Pa
         told = True
         process.send_signal(signal.SIGTERM)
 
-    process = subprocess.Popen([sys.executable, *launcher, verb, *rest], env=environment)
+    # Were this process killed, torchrun and its ranks would go on, unseen, in the folder of the run.
+    process = subprocess.Popen([sys.executable, *launcher, verb, *rest], env=environment, preexec_fn=leave_with_parent)
     before = signal.signal(signal.SIGTERM, leave)
     try:
         status = process.wait()

@@ -11,7 +11,6 @@ on disk. Rows of a file are in time order.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from datetime import date as calendar_date
@@ -37,11 +36,14 @@ from pipeline.schema import (
     Kind,
     Level,
 )
+from pipeline.texts import is_inside, parse_json
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
+_STRICT = ConfigDict(extra="forbid")
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True, kw_only=True)
 class LogFile:
     """One Parquet file.
@@ -63,6 +65,7 @@ class LogFile:
         return sum(self.row_group_rows)
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True, kw_only=True)
 class NumericStatistics:
     """Moments of a numeric feature in one partition, absent values left out."""
@@ -72,6 +75,7 @@ class NumericStatistics:
     sum_of_squares: float
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Partition:
     """The files of one surface on one day."""
@@ -90,7 +94,7 @@ class Partition:
         return sum(f.impressions for f in self.files)
 
 
-@with_config(ConfigDict(extra="forbid"))
+@with_config(_STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """Content of `dataset.json`.
@@ -228,8 +232,8 @@ class Dataset:
 
 def _parse_description(text: bytes, path: Path) -> Description:
     try:
-        version = json.loads(text).get("format_version")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        version = parse_json(text).get("format_version")
+    except (ValueError, AttributeError) as error:
         raise DataError(f"the description is not a JSON object: {error}", file=str(path)) from error
     if version != FORMAT_VERSION:
         raise DataError(
@@ -252,7 +256,7 @@ def check_file(root: Path, file: LogFile) -> None:
         DataError: it is not.
     """
     path = root / file.path
-    if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+    if Path(file.path).is_absolute() or ".." in Path(file.path).parts or not is_inside(path, root):
         raise DataError("the description names a file outside its folder", file=file.path)
     if not path.is_file():
         raise DataError("the description names a file that is not there; write the log anew", file=str(path))
@@ -310,7 +314,15 @@ class LogWriter:
         check_table(table, self.schema, surface, file=relative)
         path = self.root / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, path, row_group_size=self.row_group_requests, compression="zstd", use_dictionary=True)
+        # Checksums of pages: without them a flipped bit is mostly a wrong value that nobody notices.
+        pq.write_table(
+            table,
+            path,
+            row_group_size=self.row_group_requests,
+            compression="zstd",
+            use_dictionary=True,
+            write_page_checksum=True,
+        )
         groups = pq.read_metadata(path)
         moments = self._moments.setdefault((surface, date), {})
         for feature in self.schema.select(surface=surface, kind=Kind.NUMERIC):

@@ -164,7 +164,7 @@ def open_parquet(root: Path, path: str) -> pq.ParquetFile:
         DataError: the file is gone or is not Parquet.
     """
     try:
-        return pq.ParquetFile(root / path)
+        return pq.ParquetFile(root / path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise DataError("the file is gone; write the log anew or restore it", file=path) from error
     except (pa.ArrowException, OSError) as error:

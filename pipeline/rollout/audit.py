@@ -141,7 +141,12 @@ def load_record(text: str, *, where: str) -> Record:
     Raises:
         RegistryError: the tag was written by someone else.
     """
-    return _load(_RECORDS, text, where)
+    record: Record = _load(_RECORDS, text, where)
+    try:
+        record.age_s  # noqa: B018  a time without a zone cannot be held against ours
+    except (ValueError, TypeError) as error:
+        raise RegistryError(f"the tag {where} of the registry is damaged: time: {error}") from error
+    return record
 
 
 def load_evidence(text: str, *, where: str) -> Evidence:

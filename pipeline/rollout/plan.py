@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline.errors import ConfigError, unknown
+from pipeline.texts import parse_yaml
 
 FORMAT_VERSION = 1
 
@@ -312,8 +313,8 @@ def read_plan(path: Path) -> RolloutPlan:
     if not path.is_file():
         raise ConfigError(f"there is no plan {path}; make one with `trefoil rollout plan --out {path}`")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_bytes())
+    except ValueError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is no plan: it must hold fields such as `waves`, and holds {content!r:.60}")

@@ -48,7 +48,7 @@ def score_days(
     parts = []
     for partition in dataset.partitions(surface, days):
         for file in partition.files:
-            with pq.ParquetFile(dataset.root / file.path) as opened:
+            with pq.ParquetFile(dataset.root / file.path, page_checksum_verification=True) as opened:
                 for group in range(opened.num_row_groups):
                     rows = opened.read_row_group(group)
                     scores = scorer.score_frame(rows if alter is None else alter(rows)).rename(

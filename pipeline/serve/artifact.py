@@ -11,15 +11,16 @@
     model.aoti.pt2   the program compiled, where asked for
     manifest.json    size and SHA-256 of each of the above
 
-Nothing is pickled, and a program that holds a pickle is refused. Checksums find damage and careless changes;
-`ArtifactInfo.digest` names the whole content, for whoever keeps it elsewhere and wants to know of careful ones.
+Nothing is pickled, and a program that is more than a graph of tensor operations is refused (`pipeline.serve.vetting`).
+A compiled program is machine code: open such an artifact only if you trust who made it. Checksums find damage and
+careless changes; `ArtifactInfo.digest` names the whole content, for whoever keeps it elsewhere and wants to know of
+careful ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline.errors import ArtifactError
 from pipeline.serve.signature import Signature, read_signature
+from pipeline.serve.vetting import vet_program
+from pipeline.texts import is_inside, parse_json
 
 FORMAT_VERSION = 2
 MANIFEST, MODEL, COMPILED, SIGNATURE = "manifest.json", "model.pt2", "model.aoti.pt2", "signature.json"
@@ -115,9 +118,7 @@ def open_artifact(path: str | Path) -> ArtifactInfo:
     """
     path = Path(path)
     manifest, digest = check_folder(path, _NEEDED, what="artifact")
-    for name in (MODEL, COMPILED):
-        if name in manifest.files:
-            refuse_pickles(path / name)
+    vet_program(path / MODEL)
     return ArtifactInfo(path=path, signature=read_signature(path / SIGNATURE), manifest=manifest, digest=digest)
 
 
@@ -150,8 +151,8 @@ def _manifest_text(path: Path, what: str) -> bytes:
 
 def _parse_manifest(text: bytes, path: Path) -> Manifest:
     try:
-        version = json.loads(text).get("format_version")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        version = parse_json(text).get("format_version")
+    except (ValueError, AttributeError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged: {error}; export the artifact anew") from error
     if version != FORMAT_VERSION:
         raise ArtifactError(
@@ -173,31 +174,10 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _check_file(root: Path, name: str, entry: FileEntry) -> None:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ArtifactError(f"{root / MANIFEST} names a file outside its folder: {name}")
     path = root / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not is_inside(path, root):
+        raise ArtifactError(f"{root / MANIFEST} names a file outside its folder: {name}")
     if not path.is_file():
         raise ArtifactError(f"{root} lacks its file {name}; restore it or export the artifact anew")
     if path.stat().st_size != entry.bytes or _entry(path).sha256 != entry.sha256:
         raise ArtifactError(f"{path} is not what was exported: its checksum differs; restore it or export anew")
-
-
-def refuse_pickles(program: Path) -> None:
-    """Loading a program would unpickle whatever it holds as a pickle; ours hold none.
-
-    Raises:
-        ArtifactError: the file is no program, or holds a pickle.
-    """
-    try:
-        with zipfile.ZipFile(program) as archive:
-            for entry in archive.infolist():
-                folder, _, name = entry.filename.partition("/data/")
-                config = name.endswith("_config.json") and b'"use_pickle":true' in archive.read(entry).replace(
-                    b" ", b""
-                )
-                sample = name.startswith("sample_inputs/") and entry.file_size
-                other = entry.filename.endswith(".pkl") or (folder and name.startswith("constants/custom_obj"))
-                if config or sample or other:
-                    raise ArtifactError(f"{program} holds a pickle ({entry.filename}) and is not loaded")
-    except zipfile.BadZipFile as error:
-        raise ArtifactError(f"{program} is damaged: {error}; export the artifact anew") from error

@@ -160,6 +160,7 @@ def changed_tensors(path: Path, delta: Delta, current: Mapping[str, Tensor], sta
     Raises:
         ArtifactError: the delta starts from other weights, or does not end in those that it promises.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if delta.base != state:
@@ -167,12 +168,15 @@ def changed_tensors(path: Path, delta: Delta, current: Mapping[str, Tensor], sta
             f"{path} starts from weights {delta.base[:12]}, these are {state[:12]}; apply the deltas in order, "
             "or open the artifact that it was made from"
         )
-    tensors = load_file(path / TENSORS)
     changed: dict[str, Tensor] = {}
-    for name in delta.changed_rows:
-        matrix = current[name].detach().cpu().clone()
-        matrix[tensors.pop(name + _PLACES).long()] = tensors.pop(name + _ROWS)
-        changed[name] = matrix
+    try:
+        tensors = load_file(path / TENSORS)
+        for name in delta.changed_rows:
+            matrix = current[name].detach().cpu().clone()
+            matrix[tensors.pop(name + _PLACES).long()] = tensors.pop(name + _ROWS)
+            changed[name] = matrix
+    except (SafetensorError, KeyError, IndexError, RuntimeError, OSError) as error:
+        raise ArtifactError(f"{path / TENSORS} is not what {DELTA} says ({error}); it is not applied") from error
     changed |= tensors
     found = weights_digest({**current, **changed})
     if found != delta.result:

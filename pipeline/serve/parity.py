@@ -72,7 +72,7 @@ def held_out(dataset: Dataset, surface: str, days: tuple[str, ...], candidates: 
     parts, share = [], -(-candidates // chosen.size)
     for path, group in (groups[i] for i in chosen):
         try:
-            with pq.ParquetFile(dataset.root / path) as file:
+            with pq.ParquetFile(dataset.root / path, page_checksum_verification=True) as file:
                 table = file.read_row_group(group)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"the file cannot be decoded: {error}", file=path, row_group=group) from error

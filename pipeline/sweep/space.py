@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.config import RunConfig, config_from_json, config_to_json
 from pipeline.errors import ConfigError, unknown
+from pipeline.texts import parse_yaml
 
 # Metric -> which direction is better.
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {"ne": "minimize", "log_loss": "minimize", "auc": "maximize"}
@@ -114,10 +114,10 @@ def read_space(path: Path, config: RunConfig) -> tuple[Space, Metric]:
             have, or a choice that the recipe cannot take.
     """
     try:
-        space = Space.model_validate(yaml.safe_load(path.read_text()))
+        space = Space.model_validate(parse_yaml(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"the search space {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError) as error:
+    except ValueError as error:  # pydantic's errors are ValueErrors too
         said = (
             "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
             if isinstance(error, ValidationError)

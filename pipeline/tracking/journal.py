@@ -16,7 +16,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from pipeline.errors import DataError
 
@@ -24,6 +26,7 @@ JOURNAL, FILES, STATE, REJECTED, LOCK = "journal.jsonl", "files", "sent.json", "
 Entry = dict[str, Any]
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)
 class State:
     """How far a journal has been sent.
@@ -34,9 +37,12 @@ class State:
         linked: whether the run knows its parent, or has none.
     """
 
-    offset: int = 0
+    offset: Annotated[int, Field(ge=0)] = 0
     run_id: str | None = None
     linked: bool = True
+
+
+_STATE = TypeAdapter(State)
 
 
 class Journal:
@@ -111,15 +117,28 @@ def entries(folder: Path, offset: int = 0) -> Iterator[tuple[Entry, int]]:
             offset += len(line)
             try:
                 entry = json.loads(line)
-                yield {"kind": entry["kind"], "ms": entry["ms"]} | entry, offset
-            except (ValueError, KeyError, TypeError) as cause:
+                if not isinstance(entry["kind"], str) or not isinstance(entry["ms"], int):
+                    raise TypeError("kind is text, ms a whole number")
+            except (ValueError, KeyError, TypeError, RecursionError) as cause:
                 raise DataError(f"the line that ends at byte {offset} is no entry", file=str(path)) from cause
+            yield entry, offset
 
 
 def read_state(folder: Path) -> State:
-    """How far the journal in `folder` has been sent."""
+    """How far the journal in `folder` has been sent.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     path = folder / STATE
-    return State(**json.loads(path.read_text())) if path.exists() else State()
+    if not path.exists():
+        return State()
+    try:
+        return _STATE.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise DataError(
+            "the file is damaged; remove it, and all records are sent once more, which changes nothing", file=str(path)
+        ) from error
 
 
 def write_state(folder: Path, state: State) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, TrefoilError
+from pipeline.errors import ConfigError, TrefoilError, without_passwords
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Entry, State
 from pipeline.tracking.names import KEY_TAG, PARENT_TAG
@@ -164,8 +164,9 @@ def _deliver(client: MlflowClient, folder: Path, run_id: str, batch: list[Entry]
         parts = [part for entry in batch for part in _parts(entry)]
         if len(parts) > 1:
             return sum(_deliver(client, folder, run_id, [part]) for part in parts)
-        log.warning("MLflow refuses an entry of %s: %s; it is kept in %s", folder, cause, journal.REJECTED)
-        journal.reject(folder, batch[0], str(cause))
+        why = without_passwords(cause)
+        log.warning("MLflow refuses an entry of %s: %s; it is kept in %s", folder, why, journal.REJECTED)
+        journal.reject(folder, batch[0], why)
         return 1
     return 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import ConfigError, DataError, unknown
+from pipeline.errors import ConfigError, DataError, unknown, without_passwords
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.names import flatten
@@ -212,7 +212,8 @@ class Tracker:
                 send(self._journal.folder, self._connect, on_progress=self._notify)
                 wait, failing = self._every_s, False
             except Exception as cause:  # noqa: BLE001  # whatever a client raises: the run goes on, the journal keeps all
-                log.log(logging.DEBUG if failing else logging.WARNING, "MLflow does not answer, will retry: %s", cause)
+                level, why = logging.DEBUG if failing else logging.WARNING, without_passwords(cause)
+                log.log(level, "MLflow does not answer, will retry: %s", why)
                 self._client = None
                 wait, failing = min(max(wait, 0.5) * 2, _LONGEST_WAIT_S), True
             with self._progress:

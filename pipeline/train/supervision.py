@@ -3,13 +3,16 @@
 SIGTERM (a scheduler that takes the machine back) only sets a flag; ranks tell each other of it in the exchange that
 every step makes anyway, so that all leave after the same step. A rank that finishes no step in time writes the
 stacks of all its threads and ends; `faulthandler` does this from a thread of its own that needs no interpreter lock.
+A rank whose launcher is killed is told to leave by the kernel, as nobody else would tell it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -39,6 +42,8 @@ class Supervision:
         # Only the main thread may set handlers; a run inside another thread is told to leave by its owner.
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._leave)
+            if "RANK" in os.environ:
+                leave_with_parent()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,6 +68,13 @@ class Supervision:
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         self.leaving = True
+
+
+def leave_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent dies; does nothing where the system is not Linux."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def stacks_file(folder: Path, rank: int) -> Path:

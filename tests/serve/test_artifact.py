@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pipeline.errors import ArtifactError
-from pipeline.serve.artifact import ArtifactInfo, open_artifact, refuse_pickles, write_manifest
+from pipeline.serve.artifact import ArtifactInfo, open_artifact, write_manifest
 from pipeline.serve.scorer import Scorer
+from pipeline.serve.vetting import vet_program
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_signature_of_another_version(copy: Path) -> None:
 
 def test_nothing_is_pickled(copy: Path, tmp_path: Path) -> None:
     """The program holds no pickle, and one that does is refused though its checksum fits."""
-    refuse_pickles(copy / "model.pt2")
+    vet_program(copy / "model.pt2")
     example = (torch.ones(2),)
     torch.export.save(torch.export.export(torch.nn.ReLU(), example), tmp_path / "pickled.pt2")
     (tmp_path / "pickled.pt2").replace(copy / "model.pt2")

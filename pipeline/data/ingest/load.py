@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.data.ingest.spec import FeatureSpec, IngestSpec
 from pipeline.errors import ConfigError, unknown
 from pipeline.schema import HISTORY_ITEM, RESERVED
+from pipeline.texts import parse_yaml
 
 _NAME = re.compile(r"[A-Za-z]\w*")  # names that begin with _ are those of our own columns
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
@@ -40,8 +41,8 @@ def load_spec(spec: str | Path, params: Mapping[str, str] | None = None) -> Inge
     """
     text = _text(spec)
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        raw = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"spec {spec} is not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"spec {spec} must be a mapping of fields, such as `log:` and `tasks:`")
@@ -56,15 +57,15 @@ def load_spec(spec: str | Path, params: Mapping[str, str] | None = None) -> Inge
     return result
 
 
-def _text(spec: str | Path) -> str:
+def _text(spec: str | Path) -> bytes:
     path = Path(spec)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"there is no spec file {path}; shipped specs are: {', '.join(shipped_specs())}")
-        return path.read_text()
+        return path.read_bytes()
     if str(spec) not in shipped_specs():
         raise ConfigError(unknown("shipped spec", str(spec), shipped_specs()) + " (or give the path of a .yaml file)")
-    return (resources.files("pipeline.data") / "specs" / f"{spec}.yaml").read_text()
+    return (resources.files("pipeline.data") / "specs" / f"{spec}.yaml").read_bytes()
 
 
 def _parameters(spec: str, raw: dict[str, Any], params: Mapping[str, str]) -> dict[str, Any]:
