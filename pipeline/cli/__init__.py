@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from pipeline.errors import TrefoilError, unknown
+from pipeline.errors import TrefoilError, unknown, without_passwords
 
 VERBS = {
     "simulate": "make multi-surface ads logs whose true probabilities are known",
@@ -54,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         # Who reads our output has read enough, as `| head` does. Python would fail once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A disk that is full, read-only or forbidden; a file that went away.
+        where = f" ({error.filename})" if error.filename else ""
+        print(without_passwords(f"trefoil {verb}: {error.strerror or error}{where}"), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"trefoil {verb}: interrupted", file=sys.stderr)
         return 130

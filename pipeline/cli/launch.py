@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from types import FrameType
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.recipes import SHIPPED, find
+from pipeline.texts import parse_json
 from pipeline.train.supervision import leave_with_parent
 
 # Seconds that torchrun leaves its ranks between SIGTERM and SIGKILL, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says other.
@@ -87,7 +87,10 @@ def launch(verb: str, argv: list[str], nproc: int, max_restarts: int, folder: Pa
 
 def _state(folder: Path) -> str | None:
     path = folder / "status.json"
-    return json.loads(path.read_bytes()).get("state") if path.is_file() else None
+    try:
+        return str(parse_json(path.read_bytes())["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a run that could not say how it ended did not end well
 
 
 def _value(argv: list[str], flag: str) -> str | None:

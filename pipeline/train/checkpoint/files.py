@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from pipeline.errors import CheckpointError
+from pipeline.texts import parse_json
 
 INDEX = ".metadata"
 MANIFEST = "manifest.json"
@@ -152,11 +153,11 @@ def read_manifest(folder: Path) -> Digests:
     if not path.is_file():
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} is missing; use another checkpoint")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
         if manifest["format_version"] != MANIFEST_VERSION:
             raise CheckpointError(f"{path} is of version {manifest['format_version']}, not {MANIFEST_VERSION}")
         files = {str(name): (int(size), str(sha)) for name, (size, sha) in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from error
     if wrong := [name for name in files if Path(name).name != name]:
         raise CheckpointError(f"{path} names {wrong[0]!r}, which lies outside the checkpoint")

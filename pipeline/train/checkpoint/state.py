@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.schema import DatasetSchema
+from pipeline.texts import parse_json
 from pipeline.train.build import ModelPlan
 from pipeline.train.checkpoint.files import INDEX, MANIFEST, UNSHARDED, write_durably
 
@@ -102,8 +103,8 @@ def read_metrics(checkpoint: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        return {str(k): float(v) for k, v in json.loads(path.read_bytes()).items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        return {str(k): float(v) for k, v in parse_json(path.read_bytes()).items()}
+    except (ValueError, OverflowError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); remove it, only the choice of the best needs it"
         ) from error
