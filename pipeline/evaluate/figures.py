@@ -1,7 +1,6 @@
-"""The figures of runs: lifts with intervals, reliability, ROC, shares of experts.
+"""The figures of runs: lifts with intervals, reliability, ROC, calibration of slices.
 
-Each function returns a Matplotlib figure, titled and labelled, readable in grey: runs differ by marker and line, not by
-colour alone. Figures are made without pyplot, so nothing is left open and no display is wanted.
+Each function returns a Matplotlib figure in the style of `pipeline.evaluate.charts`.
 """
 
 from __future__ import annotations
@@ -12,29 +11,42 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from pipeline.evaluate.charts import GREYS, LINES, MARKERS, STYLE, Triple, panels_in_a_row
 from pipeline.evaluate.compare import Comparison
 from pipeline.evaluate.metrics import LOWER_IS_BETTER, auc, deciles, undefined
 from pipeline.evaluate.predictions import Predictions, TaskRows
+from pipeline.evaluate.seeds import SeedSpread
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":")
-GREYS = ("#111111", "#777777", "#444444", "#999999", "#222222", "#555555", "#888888")
 BOUND = 1.959964  # of a standard normal, 95 %
 NAMES = {"auc": "AUC", "ne": "normalised entropy", "log_loss": "log loss", "calibration": "calibration ratio"}
 
 
-def lifts(comparison: Comparison, *, task: str, metric: str = "auc") -> Figure:
+def lifts(
+    comparison: Comparison,
+    *,
+    task: str,
+    metric: str = "auc",
+    seeds: Mapping[str, Mapping[str, SeedSpread]] | None = None,
+) -> Figure:
     """Differences of every run to the reference, one panel a surface, with paired intervals.
 
     Args:
         comparison: of at least two runs.
         task: such as click.
         metric: of `pipeline.evaluate.metrics.METRICS`.
+        seeds: from `pipeline.evaluate.seeds.over_seeds`; adds each seed and a wide bar, the interval over both.
     """
     runs = list(comparison.differences)
     surfaces = list(next(iter(comparison.differences.values())))
-    figure, panels = _panels(len(surfaces), height=1.2 + 0.45 * len(runs), share_y=True)
+    figure, panels = panels_in_a_row(
+        len(surfaces),
+        height=1.2 + 0.45 * len(runs),
+        width=None if seeds is None else 3.3 * len(surfaces) + 2.6,
+        share_y=True,
+    )
     for panel, surface in zip(panels, surfaces, strict=True):
         for i, run in enumerate(runs):
             found = comparison.differences[run][surface][task][metric]
@@ -44,17 +56,41 @@ def lifts(comparison: Comparison, *, task: str, metric: str = "auc") -> Figure:
             low, high = found.low, found.high
             error = None if low is None or high is None else [[found.value - low], [high - found.value]]
             panel.errorbar(found.value, i, xerr=error, fmt=MARKERS[i % len(MARKERS)], color=GREYS[0], capsize=3)
+            if seeds is not None:
+                _draw_seeds(panel, seeds[run][surface], i)
         panel.axvline(0, color="#999999", linewidth=1)
         panel.set_title(surface)
         panel.set_ylim(len(runs) - 0.5, -0.5)
         panel.set_yticks(range(len(runs)), runs)
+        panel.locator_params(axis="x", nbins=5)
     side = "left" if metric in LOWER_IS_BETTER else "right"
     figure.supxlabel(
-        f"{NAMES.get(metric, metric)} less that of {comparison.reference}"
-        + ("" if metric == "calibration" else f"; better to the {side}")
+        fontsize=9,
+        t=f"{NAMES.get(metric, metric)} less that of {comparison.reference}"
+        + ("" if metric == "calibration" else f"; better to the {side}"),
     )
-    figure.suptitle(f"{task}: lift over {comparison.reference}, {comparison.level:.0%} intervals over users")
+    what = f"{task}: lift over {comparison.reference}"
+    if seeds is None:
+        figure.suptitle(f"{what}, {comparison.level:.0%} intervals over users")
+        return figure
+    figure.suptitle(what)
+    handles = [
+        Line2D([], [], color=GREYS[0], marker="o", label=f"mean of seeds,\n{comparison.level:.0%} over users"),
+        Line2D([], [], color="#bbbbbb", linewidth=6, label=f"{comparison.level:.0%} over users\nand seeds"),
+        Line2D([], [], color="#555555", linestyle="", marker="|", markersize=9, label="one seed"),
+    ]
+    if all(of.difference.low is None for surfaces_of in seeds.values() for of in surfaces_of.values()):
+        del handles[1]  # an arm has one seed, whose spread nobody knows
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
     return figure
+
+
+def _draw_seeds(panel: Axes, spread: SeedSpread, place: int) -> None:
+    low, high = spread.difference.low, spread.difference.high
+    if low is not None and high is not None:
+        panel.plot([low, high], [place, place], color="#bbbbbb", linewidth=6, solid_capstyle="butt", zorder=0)
+    # Beside the line, so that a seed does not hide behind the point.
+    panel.plot(spread.seeds, [place + 0.22] * len(spread.seeds), "|", color="#555555", markersize=9)
 
 
 def reliability(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] | None = None) -> Figure:
@@ -63,7 +99,7 @@ def reliability(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequenc
     The bars are 95 % intervals of the observed rate (Wilson, "Probable inference", JASA 1927).
     """
     surfaces = tuple(surfaces or next(iter(runs.values())).surfaces)
-    figure, panels = _panels(len(surfaces), height=3.4)
+    figure, panels = panels_in_a_row(len(surfaces), height=3.4)
     for panel, surface in zip(panels, surfaces, strict=True):
         top = 0.0
         for i, (name, predictions) in enumerate(runs.items()):
@@ -94,7 +130,7 @@ def roc(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] |
     from sklearn.metrics import roc_curve  # costs 2 s to import
 
     surfaces = tuple(surfaces or next(iter(runs.values())).surfaces)
-    figure, panels = _panels(len(surfaces), height=3.4)
+    figure, panels = panels_in_a_row(len(surfaces), height=3.4)
     for panel, surface in zip(panels, surfaces, strict=True):
         for i, (name, predictions) in enumerate(runs.items()):
             rows: TaskRows = predictions.rows(surface, task)
@@ -116,98 +152,66 @@ def roc(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] |
     return figure
 
 
-def shares(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
-    """A table of shares as shades of grey with the numbers in them, such as what share of a gate each expert has.
-
-    Args:
-        values: float [rows, columns], each in [0, 1].
-        rows, columns: their names.
-        title: of the figure.
-    """
-    figure = Figure(figsize=(1.6 + 0.8 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained", dpi=120)
-    panel = figure.subplots()
-    panel.imshow(values, cmap="Greys", vmin=0.0, vmax=max(1e-9, float(values.max())), aspect="auto")
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            dark = value > 0.6 * float(values.max())
-            panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if dark else "black")
-    panel.set_yticks(range(len(rows)), rows)
-    panel.set_xticks(range(len(columns)), columns)
-    panel.set_title(title)
-    return figure
-
-
-def bars(
-    values: Mapping[str, Mapping[str, tuple[float, float, float]]], *, title: str, label: str, log: bool = False
+def slices(
+    found: Mapping[str, Mapping[str, Mapping[str, Triple]]], *, title: str, label: str, at: float = 1.0
 ) -> Figure:
-    """Groups of bars with intervals.
+    """A ratio on parts of the rows: a line of panels for each surface, a panel for each kind of slice.
 
     Args:
-        values: group -> bar -> (value, low, high); every group has the same bars.
+        found: surface -> kind (such as day) -> slice -> (value, low, high); without a value nothing is drawn. Values
+            past a tenth or ten times are triangles at the edge.
         title: of the figure.
-        label: of the axis of values, with its unit.
-        log: whether that axis is logarithmic.
+        label: of the axis of ratios, which is logarithmic.
+        at: the ratio that is right, marked by a line.
     """
-    groups, names = list(values), list(next(iter(values.values())))
-    figure, (panel,) = _panels(1, height=3.2, width=max(4.0, 1.1 * len(groups) * max(1, len(names)) ** 0.5 + 1.5))
-    width = 0.8 / len(names)
-    hatches = ("", "//", "..", "xx", "\\\\")
-    for i, name in enumerate(names):
-        found = np.array([values[group][name] for group in groups])
-        places = np.arange(len(groups)) + (i - (len(names) - 1) / 2) * width
-        panel.bar(
-            places,
-            found[:, 0],
-            width,
-            yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
-            capsize=2,
-            color="white",
-            edgecolor="black",
-            hatch=hatches[i % len(hatches)],
-            label=name,
+    surfaces, kinds = list(found), list(next(iter(found.values())))
+    widths = [max(2, *(len(found[s][kind]) for s in surfaces)) for kind in kinds]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(1.6 + 0.36 * sum(widths) + 0.5 * len(kinds), 1.1 + 1.9 * len(surfaces)),
+            layout="constrained",
+            dpi=120,
         )
-    panel.set_xticks(range(len(groups)), groups)
-    panel.set_ylabel(label)
-    if log:
-        panel.set_yscale("log")
-    if len(names) > 1:
-        panel.legend(frameon=False)
+        axes = figure.subplots(len(surfaces), len(kinds), squeeze=False, sharey=True, sharex="col", width_ratios=widths)
+    for i, surface in enumerate(surfaces):
+        for panel, kind in zip(axes[i], kinds, strict=True):
+            names = list(found[surface][kind])
+            for j, (value, low, high) in enumerate(found[surface][kind].values()):
+                if value is None or value <= 0:
+                    continue
+                error = None if low is None or high is None else [[value - low], [high - value]]
+                panel.errorbar(j, value, yerr=error, fmt=MARKERS[0], color=GREYS[0], capsize=2, markersize=4)
+            panel.axhline(at, color="#999999", linewidth=1, zorder=0)
+            panel.set_yscale("log")
+            panel.set_xlim(-0.6, max(1, len(names) - 1) + 0.6 if len(names) > 1 else 0.6)
+            panel.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names), default=0) > 5 else 0)
+            if i == 0:
+                panel.set_title(kind)
+        axes[i][0].set_ylabel(surface, fontsize=10)
+    low, high = _ratio_axis(axes[0][0])
+    for panel, places in zip(axes.flat, (found[s][k] for s in surfaces for k in kinds), strict=True):
+        for j, (value, _, _) in enumerate(places.values()):
+            if value is not None and not low <= value <= high:
+                over = value > high
+                edge, marker = (high, "^") if over else (low, "v")
+                panel.plot(j, edge, marker, color=GREYS[0], fillstyle="none", clip_on=False, markersize=6)
+    figure.supylabel(label, fontsize=9)
     figure.suptitle(title)
     return figure
 
 
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x: str, y: str, log_x: bool = False
-) -> Figure:
-    """Lines, one a series of (x values, y values)."""
-    figure, (panel,) = _panels(1, height=3.2, width=5.5)
-    for i, (name, (xs, ys)) in enumerate(series.items()):
-        panel.plot(
-            xs,
-            ys,
-            marker=MARKERS[i % len(MARKERS)] if len(xs) <= 20 else None,
-            linestyle=LINES[i % len(LINES)],
-            color=GREYS[i % len(GREYS)],
-            label=name,
-            linewidth=1.2,
-        )
-    panel.set_xlabel(x)
-    panel.set_ylabel(y)
-    if log_x:
-        panel.set_xscale("log")
-    if len(series) > 1:
-        panel.legend(frameon=False)
-    figure.suptitle(title)
-    return figure
-
-
-def _panels(
-    count: int, *, height: float, width: float | None = None, share_y: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A row of panels, in a style that prints."""
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        figure = Figure(figsize=(width or 3.3 * count + 0.7, height), layout="constrained", dpi=120)
-        return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
+def _ratio_axis(panel: Axes) -> tuple[float, float]:
+    """Ends of a logarithmic axis of ratios around 1, its ticks at round numbers and never so many that they meet."""
+    low, high = panel.get_ylim()
+    low, high = max(0.1, min(low, 0.8)), min(10.0, max(high, 1.25))
+    panel.set_ylim(low, high)
+    fine = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75)
+    coarse = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+    panel.yaxis.set_major_locator(FixedLocator(fine if high / low < 3 else coarse))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    return low, high
 
 
 def _wilson(rate: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

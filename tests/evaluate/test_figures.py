@@ -8,10 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.evaluate import figures
+from pipeline.evaluate import charts, figures
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.metrics import deciles
 from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.seeds import over_seeds
 
 
 def predictions(noise: float, rows: int = 400) -> Predictions:
@@ -78,12 +79,70 @@ def test_roc_ends_in_the_corners_and_names_the_auc() -> None:
     assert panel.get_legend().get_texts()[0].get_text() == f"unified {value:.4f}"
 
 
+def test_lifts_over_seeds_add_the_wider_interval_and_each_seed() -> None:
+    runs = {"merged": [predictions(0.2), predictions(0.25)], "unified": [predictions(0.0), predictions(0.05)]}
+    comparison = compare(runs, resamples=100)
+    spread = over_seeds(comparison, runs, task="click")
+    figure = figures.lifts(comparison, task="click", seeds=spread)
+    for panel in figure.axes:
+        of = spread["unified"][panel.get_title()]
+        drawn = [list(line.get_xdata()) for line in panel.lines]
+        assert [of.difference.low, of.difference.high] in drawn
+        assert list(of.seeds) in drawn
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert texts == ["mean of seeds,\n95% over users", "95% over users\nand seeds", "one seed"]
+
+
+def test_bands_show_values_and_ends() -> None:
+    line = charts.Band(x=["1 h", "1 d"], y=[1.0, 2.0], low=[0.5, 1.5], high=[1.25, 3.0])
+    bare = charts.Band(x=["1 h", "1 d"], y=[3.0, 4.0], joined=False)
+    figure = charts.bands(
+        {s: {"lift": line, "bare": bare} for s in ("hf", "sr", "rp")},
+        title="t",
+        x="age",
+        y="ratio",
+        level=1.0,
+        columns=2,
+    )
+    shown = [a for a in figure.axes if a.get_visible()]
+    assert [a.get_title() for a in shown] == ["hf", "sr", "rp"]
+    segments = shown[1].containers[0][2][0].get_segments()
+    assert [list(s[:, 1]) for s in segments] == [[0.5, 1.25], [1.5, 3.0]]
+    assert shown[1].containers[1][0].get_linestyle() == "None"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["lift", "bare"]
+
+
+def test_points_show_what_was_measured_and_leave_out_what_was_not() -> None:
+    values = {"hf": {"click": (0.1, 0.0, 0.2), "save": (None, None, None)}, "sr": {"save": (-0.1, None, None)}}
+    figure = charts.points(values, title="t", label="difference", margin=-0.03)
+    (panel,) = figure.axes
+    assert [c[0].get_xdata()[0] for c in panel.containers] == [0.1, -0.1]
+    assert list(panel.containers[0][2][0].get_segments()[0][:, 0]) == [0.0, 0.2]
+    assert [t.get_text() for t in panel.get_yticklabels()] == ["hf", "sr"]
+    # One marker means the same in every row.
+    assert panel.containers[0][0].get_marker() == charts.MARKERS[0]
+    assert panel.containers[1][0].get_marker() == charts.MARKERS[1]
+
+
+def test_slices_stand_in_a_panel_for_each_surface_and_kind() -> None:
+    kinds = {"users": {"known": (1.1, 1.0, 1.2), "new": (None, None, None)}, "day": {"26-01-09": (0.9, None, None)}}
+    figure = figures.slices({"hf": kinds, "sr": kinds}, title="t", label="ratio")
+    assert len(figure.axes) == 4
+    top = figure.axes[0]
+    assert (top.get_title(), top.get_ylabel()) == ("users", "hf")
+    assert [c[0].get_ydata()[0] for c in top.containers] == [1.1]
+    assert [t.get_text() for t in figure.axes[2].get_xticklabels()] == ["known", "new"]
+    low, high = top.get_ylim()
+    assert low <= 0.8
+    assert high >= 1.25
+
+
 def test_every_figure_can_be_written() -> None:
     drawn = [
         figures.lifts(compare(RUNS, resamples=20), task="click", metric="ne"),
-        figures.shares(np.array([[0.2, 0.8], [0.5, 0.5]]), rows=["hf", "sr"], columns=["a", "b"], title="gates"),
-        figures.bars({"hf": {"int8": (1.0, 0.9, 1.2), "fp32": (2.0, 1.9, 2.2)}}, title="cost", label="ms"),
-        figures.curves({"loss": ([1, 2, 3], [0.3, 0.2, 0.1])}, title="training", x="step", y="loss"),
+        charts.shares(np.array([[0.2, 0.8], [0.5, 0.5]]), rows=["hf", "sr"], columns=["a", "b"], title="gates"),
+        charts.bars({"hf": {"int8": (1.0, 0.9, 1.2), "fp32": (2.0, 1.9, 2.2)}}, title="cost", label="ms"),
+        charts.curves({"loss": ([1, 2, 3], [0.3, 0.2, 0.1])}, title="training", x="step", y="loss"),
     ]
     for figure in drawn:
         file = io.BytesIO()
