@@ -86,7 +86,26 @@ class CandidateAttention(nn.Module):
             parts.append(mean_events(events_RLD, lengths_R).index_select(0, inputs.request_of_candidate))
         return torch.cat(parts, dim=1)
 
+    def weights(self, query_CQ: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
+        """Share of its attention that each candidate gives the empty slot and each event, mean over heads, [C, 1 + L].
+
+        For study: it holds the [R, heads, M, 1 + L] weights that `forward` never has.
+        """
+        q, k, _, visible, offsets = self._heads(self.query(query_CQ), events_RLD, lengths_R, inputs)
+        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+        weights_RML = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1).mean(1)
+        return unpad_rows(weights_RML, offsets, inputs.request_of_candidate)
+
     def _attend(self, query_CA: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
+        q, k, v, visible, offsets = self._heads(query_CA, events_RLD, lengths_R, inputs)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
+        return unpad_rows(attended, offsets, inputs.request_of_candidate)
+
+    def _heads(
+        self, query_CA: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Queries [R, heads, M, A / heads], keys and values [R, heads, 1 + L, A / heads], which keys may be seen,
+        and offsets of the candidates."""
         offsets = offsets_of(inputs.candidate_counts)
         query_RMA = pad_rows(query_CA, offsets, inputs.candidate_slots.shape[0])
         # The empty slot stands first; key and value have no bias, so that it projects to 0.
@@ -95,8 +114,7 @@ class CandidateAttention(nn.Module):
         visible = F.pad(row_mask(lengths_R, slots), (1, 0), value=True)[:, None, None, :]
         keys_values = self.key_value(with_empty).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query_RMA, *keys_values))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
-        return unpad_rows(attended, offsets, inputs.request_of_candidate)
+        return q, k, v, visible, offsets
 
 
 class TargetAttention(nn.Module):
@@ -125,6 +143,18 @@ class TargetAttention(nn.Module):
         self.out_dim = width
 
     def forward(self, query_CQ: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
+        weights_RML, offsets = self._weigh(query_CQ, events_RLD, lengths_R, inputs)
+        return unpad_rows(weights_RML @ events_RLD, offsets, inputs.request_of_candidate)
+
+    def weights(self, query_CQ: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
+        """Weight of each event for each candidate, [C, 1 + L]; this reader has no empty slot, so the first is 0."""
+        weights_RML, offsets = self._weigh(query_CQ, events_RLD, lengths_R, inputs)
+        return F.pad(unpad_rows(weights_RML, offsets, inputs.request_of_candidate), (1, 0))
+
+    def _weigh(
+        self, query_CQ: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs
+    ) -> tuple[Tensor, Tensor]:
+        """Weights [R, M, L], 0 where there is no event, and offsets of the candidates."""
         offsets = offsets_of(inputs.candidate_counts)
         query_RMD = pad_rows(self.query(query_CQ), offsets, inputs.candidate_slots.shape[0])
         scores_RML = self._scores(query_RMD, events_RLD)
@@ -133,8 +163,7 @@ class TargetAttention(nn.Module):
             # Not -inf: a row without events would be NaN. Its weights are masked to 0 below instead.
             floor = torch.finfo(scores_RML.dtype).min
             scores_RML = torch.softmax(scores_RML.masked_fill(~visible_RML, floor), dim=-1)
-        weights_RML = scores_RML * visible_RML
-        return unpad_rows(weights_RML @ events_RLD, offsets, inputs.request_of_candidate)
+        return scores_RML * visible_RML, offsets
 
     def _scores(self, query_RMD: Tensor, events_RLD: Tensor) -> Tensor:
         of_query, of_event, of_difference, of_product = self.unit_in.weight.chunk(4, dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -62,3 +62,25 @@ def impressions(
                 .with_columns(surface=pl.lit(surface), date=pl.lit(partition.date))
             )
     return pl.concat(parts).rename({t: f"label_{t}" for t in tasks})
+
+
+def seen_users(
+    dataset: Dataset, *, surfaces: Sequence[str], training: Mapping[str, tuple[str, ...]]
+) -> dict[tuple[str, str], set[int]]:
+    """Users with a request on a surface in training, by (test day, surface).
+
+    Args:
+        dataset: the log.
+        surfaces: which.
+        training: test day -> the days that were trained on for it.
+
+    Raises:
+        DataError: an unknown day or surface.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for day, days in training.items():
+        for surface in surfaces:
+            files = [str(dataset.root / f.path) for p in dataset.partitions(surface, days) for f in p.files]
+            users = pl.scan_parquet(files, hive_partitioning=False).select(USER_ID).unique().collect()
+            found[day, surface] = set(users[USER_ID])
+    return found

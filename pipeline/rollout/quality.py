@@ -65,6 +65,20 @@ def score_days(
     return Predictions.of(flat.rename({t: f"label_{t}" for t in tasks} | {item: "item"}))
 
 
+def with_items(predictions: Predictions, dataset: Dataset) -> Predictions:
+    """The rows of a trainer's predictions with the item's id beside them, as `mark_new` wants it."""
+    item = item_feature(dataset.schema)
+    keys = [SURFACE, REQUEST_ID, CANDIDATE]
+    rows = impressions(
+        dataset,
+        surfaces=predictions.surfaces,
+        tasks=predictions.tasks[:1],
+        days=predictions.dates,
+        item=item,
+    ).select(*keys, pl.col(item).alias("item"))
+    return Predictions(predictions.table.join(rows.collect(), on=keys, how="left", maintain_order="left"))
+
+
 def mark_new(predictions: Predictions, dataset: Dataset, training_days: tuple[str, ...]) -> Predictions:
     """The rows of one surface with `new_user` and `new_ad`: not seen on any surface in training."""
     schema = dataset.schema

@@ -58,7 +58,8 @@ def percentile_interval(values: np.ndarray, percentile: float) -> tuple[float, f
     """
     ordered, n, p = np.sort(values), values.size, percentile / 100
     half = 1.96 * (n * p * (1 - p)) ** 0.5
-    low = int(np.clip(np.floor(n * p - half), 0, n - 1))
+    # Of few values the percentile itself lies between two neighbours; the interval begins at the lower one at most.
+    low = int(np.clip(np.floor(min(n * p - half, (n - 1) * p)), 0, n - 1))
     high = int(np.clip(np.ceil(n * p + half), 0, n - 1))
     return float(ordered[low]), float(ordered[high])
 

@@ -10,11 +10,12 @@ used up; the interval that was reached is reported, and so is that of each perce
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,9 @@ from pipeline.serve.runtime import Program, load_program
 from pipeline.serve.scorer import Scorer
 from pipeline.serve.signature import Signature
 from pipeline.serve.tables import is_table
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.charts import Band
 
 PERCENTILES = (50, 90, 99)
 
@@ -120,6 +124,33 @@ def profile(
         "pruning": info.read(METRICS)["pruning"],
         "shapes": found,
     }
+
+
+def by_candidates(profiled: Mapping[str, Any], *, requests: int, history: int, percentile: str = "p50") -> Band:
+    """Milliseconds of the whole scorer over candidates a request, as a line for a figure.
+
+    Args:
+        profiled: from `profile`.
+        requests, history: of the batch; a history longer than the artifact reads is its longest.
+        percentile: p50, p90, p99 or mean.
+
+    Raises:
+        ConfigError: no such shape was measured.
+    """
+    from pipeline.evaluate.charts import Band  # here, because it brings Matplotlib
+
+    longest = max(s["history"] for s in profiled["shapes"])
+    shapes = [s for s in profiled["shapes"] if (s["requests"], s["history"]) == (requests, min(history, longest))]
+    if not shapes:
+        raise ConfigError(f"no shape of {requests} requests with {history} events was measured")
+    times = [s["score_ms"] for s in shapes]
+    ends = [t["mean_interval"] if percentile == "mean" else t["intervals"][percentile] for t in times]
+    return Band(
+        x=[s["candidates"] for s in shapes],
+        y=[t[percentile] for t in times],
+        low=None if None in ends else [low for low, _ in ends],
+        high=None if None in ends else [high for _, high in ends],
+    )
 
 
 def shape_table(signature: Signature, shape: Shape) -> pa.Table:

@@ -66,6 +66,25 @@ def slow_target_attention(block: TargetAttention, inputs: ModelInputs, query: Te
     return torch.stack(rows) if rows else torch.zeros(0, WIDTH)
 
 
+@pytest.mark.parametrize("softmax", [True, False])
+def test_weights_are_those_that_attention_uses(softmax: bool) -> None:
+    inputs, query, events, lengths = case([2, 1, 3], [3, 0, 4])
+    plain = CandidateAttention(query_dim=Q, width=WIDTH, heads=1, with_product=False, with_mean=False)
+    with torch.no_grad():
+        plain.key_value.weight[WIDTH:].copy_(torch.eye(WIDTH))
+    own = events.index_select(0, inputs.request_of_candidate)
+    weights = plain.weights(query, events, lengths, inputs)
+    assert_close(weights.sum(1), torch.ones(6))
+    assert_close((weights[:, 1:].unsqueeze(2) * own).sum(1), plain(query, events, lengths, inputs))
+    assert_close(weights[2], torch.tensor([1.0, 0, 0, 0, 0]))
+    several = CandidateAttention(query_dim=Q, width=WIDTH, heads=2)
+    assert_close(several.weights(query, events, lengths, inputs).sum(1), torch.ones(6))
+    target = TargetAttention(query_dim=Q, width=WIDTH, softmax=softmax)
+    weights = target.weights(query, events, lengths, inputs)
+    assert_close((weights[:, 1:].unsqueeze(2) * own).sum(1), target(query, events, lengths, inputs))
+    assert_close(weights[:, 0], torch.zeros(6))
+
+
 shapes = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=4)
 
 

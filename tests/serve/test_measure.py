@@ -45,6 +45,9 @@ def test_intervals() -> None:
     values = np.arange(1.0, 1001.0)
     assert percentile_interval(values, 50) == (470.0, 532.0)  # 500 -+ 1.96 * sqrt(1000 / 4), outwards
     assert percentile_interval(np.array([3.0]), 99) == (3.0, 3.0)
+    few = np.arange(7.0)
+    low, high = percentile_interval(few, 99)
+    assert low <= np.percentile(few, 99) <= high == 6
     assert half_interval(values) == pytest.approx(1.96 * values.std(ddof=1) / 1000**0.5)
     assert half_interval(np.array([1.0])) == float("inf")
 
