@@ -14,6 +14,7 @@ PIP_ARGS ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO ?= demo
+NOTEBOOKS ?= runs/notebooks
 ROLLOUT ?= rollout
 PORT ?= 5000
 
@@ -26,7 +27,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow slurm spark demo rollout bench ui site clean
+.PHONY: help setup lock lint format test slow slurm spark demo rollout bench notebooks ui site clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -82,6 +83,12 @@ rollout: setup ## staged unification on simulated logs: plan, waves, gates, prom
 bench: setup ## every benchmark in its quick form; each prints one JSON object as its last line
 	@for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
 	  echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick; done
+
+notebooks: setup ## figures of the runs in TREFOIL_HOME as .ipynb and HTML; without it, runs are made first (NOTEBOOKS)
+	@export TREFOIL_HOME="$${TREFOIL_HOME:-$(NOTEBOOKS)}"; \
+	if [ "$$TREFOIL_HOME" = "$(NOTEBOOKS)" ]; then \
+	  OMP_NUM_THREADS=1 $(BIN)/python scripts/notebook_data.py --home "$(NOTEBOOKS)"; fi; \
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py --out "$$TREFOIL_HOME/pages"
 
 ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:5000 or another PORT
 	@mkdir -p "$${TREFOIL_HOME:-runs}"
