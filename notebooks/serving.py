@@ -124,9 +124,9 @@ pd.DataFrame([vars(p) for p in plan.placements]).assign(gpus=lambda t: [len(g) f
 
 # %%
 charts.bars(
-    {part: {"": (ms, ms, ms)} for part, ms in plan.step_ms.items() if ms and part != "total"},
+    {part: {"": (1e3 * ms,) * 3} for part, ms in plan.step_ms.items() if ms and part != "total"},
     title=f"Embedding part of a step on {CLUSTER}: {plan.step_ms['total']:.3g} ms estimated",
-    label="ms on the slowest GPU",
+    label="microseconds on the slowest GPU",
 )
 
 # %% [markdown]

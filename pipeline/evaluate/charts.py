@@ -88,7 +88,8 @@ def bars(
             places,
             found[:, 0],
             width,
-            yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
+            # What has no width was not measured and gets no caps.
+            yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]] if np.ptp(found, axis=1).any() else None,
             capsize=2,
             color="white",
             edgecolor="black",

@@ -36,7 +36,7 @@ class GateEvidence:
 
 
 def gate_evidence(root: str | os.PathLike[str], tags: Mapping[str, str] | None = None) -> list[GateEvidence]:
-    """The newest decision on each surface in each wave, by wave.
+    """The newest decision on each surface in each wave, in order of wave and time.
 
     Args:
         root: folder of the embedded store, where `MLFLOW_TRACKING_URI` names no server.
@@ -59,4 +59,4 @@ def gate_evidence(root: str | os.PathLike[str], tags: Mapping[str, str] | None =
             measured=MEASUREMENTS.validate_python(whole["measurements"]),
             run=run,
         )
-    return [found[place] for place in sorted(found, key=lambda p: p[0])]
+    return sorted(found.values(), key=lambda e: (e.wave, e.run.started_ms))

@@ -12,7 +12,7 @@ import torch
 from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.serve.artifact import ArtifactInfo
-from pipeline.serve.profile import profile
+from pipeline.serve.profile import by_candidates, profile
 
 
 def test_every_shape_is_measured(artifact: Callable[[str, str], ArtifactInfo]) -> None:
@@ -30,6 +30,20 @@ def test_every_shape_is_measured(artifact: Callable[[str, str], ArtifactInfo]) -
         assert shape["seconds_per_thousand_candidates"] == pytest.approx(1000 / shape["candidates_per_second"])
         rate = shape["candidates_per_second"] / (3 * shape["requests_per_second"])
         assert rate == pytest.approx(1.0)
+
+
+def test_a_line_over_candidates() -> None:
+    def shape(candidates: int, history: int, ms: float) -> dict:
+        times = {"p50": ms, "mean": ms, "mean_interval": None, "intervals": {"p50": [ms - 1, ms + 2]}}
+        return {"requests": 1, "candidates": candidates, "history": history, "score_ms": times}
+
+    found = {"shapes": [shape(1, 0, 3.0), shape(1, 10, 4.0), shape(8, 0, 5.0), shape(8, 10, 6.0)]}
+    line = by_candidates(found, requests=1, history=64)
+    assert (line.x, line.y, line.low, line.high) == ([1, 8], [4.0, 6.0], [3.0, 5.0], [6.0, 8.0])
+    line = by_candidates(found, requests=1, history=0, percentile="mean")
+    assert (line.y, line.low, line.high) == ([3.0, 5.0], None, None)
+    with pytest.raises(ConfigError, match="no shape of 16 requests with 0 events was measured"):
+        by_candidates(found, requests=16, history=0)
 
 
 def test_operations_bytes_and_memory_do_not_depend_on_the_machine(
