@@ -52,10 +52,10 @@ class Experts(nn.Module):
         self.activation = activation_layer(activation)
 
     def forward(self, x_CX: Tensor) -> Tensor:
-        x_ECD = x_CX.unsqueeze(0)
+        x_CED = x_CX
         for layer in self.layers:
-            x_ECD = self.activation(layer(x_ECD))
-        return x_ECD.transpose(0, 1)
+            x_CED = self.activation(layer(x_CED))
+        return x_CED
 
 
 class ExtractionLevel(nn.Module):

@@ -30,7 +30,7 @@ def simulated() -> RunConfig:
         name="simulated",
         surfaces=SURFACES,
         tasks=("click", "long_click", "save", "hide"),
-        days=DaysConfig(validation=0, test=2),
+        days=DaysConfig(validation=1, test=2),
         loader=LoaderConfig(requests_per_batch=128),
         model=ModelConfig(
             table_scale=None,
@@ -41,7 +41,10 @@ def simulated() -> RunConfig:
         ),
         # Long clicks are observed once in seven impressions: a weight of 1 would make their few rows the loudest.
         task_weights={"long_click": 0.15},
-        optimizer=OptimizerConfig(dense_lr=8e-3, sparse_lr=0.05, warmup_steps=50, decay="linear"),
+        optimizer=OptimizerConfig(dense_lr=8e-3, sparse_lr=0.03, warmup_steps=50, decay="linear"),
+        epochs=2,
+        # New users and ads come every day: the last day before the test says where the rates have gone.
+        recalibration_prior=0.1,
     )
 
 

@@ -36,7 +36,10 @@ class NonFiniteLossError(TrefoilError):
 
 def unique_share(ids: KeyedJaggedTensor) -> dict[str, float]:
     """By key, the number of different ids over the number of ids; keys without an id are left out."""
-    shares = {}
+    shares: dict[str, float] = {}
+    if not ids.values().numel():
+        # A rank may have no request in a step; TorchRec cannot split what has no row.
+        return shares
     for key, jagged in ids.to_dict().items():
         values = jagged.values()
         if values.numel():

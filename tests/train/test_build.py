@@ -17,7 +17,6 @@ from pipeline.config import (
     ModelConfig,
     ProjectionConfig,
     RunConfig,
-    ShardingConfig,
     config_from_json,
     config_to_json,
     flat_config,
@@ -128,7 +127,6 @@ def test_tables_of_other_surfaces_features_are_pruned(dataset: Dataset) -> None:
         ({"tasks": ("clik",)}, SchemaError, "unknown task 'clik'; did you mean 'click'"),
         ({"exclude": ("contry",)}, SchemaError, "did you mean 'country'"),
         ({"model": ModelConfig(table_dims={"item": 4})}, ConfigError, "table_dims: unknown pooled table 'item'"),
-        ({"sharding": ShardingConfig(tables={"itm": ("row_wise",)})}, ConfigError, "did you mean 'item'"),
     ],
 )
 def test_what_the_log_does_not_have_is_named(
