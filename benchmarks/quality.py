@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from benchmarks import simulated
 from benchmarks.common import Report
 from pipeline.config import DaysConfig, RunConfig, config_from_json, config_to_json
 from pipeline.errors import ConfigError, unknown
@@ -59,6 +60,8 @@ class Settings:
     """Runs at a time, each on one thread."""
     resamples: int = 1000
     """Resamples of users behind each interval."""
+    simulated: bool = False
+    """Measure simulated logs too, as `python -m benchmarks.simulated` does without flags of its own."""
     quick: bool = False
     """One seed, one day, fewer resamples: does it run, not what is true."""
 
@@ -246,20 +249,30 @@ def main() -> None:
     if settings.quick:
         settings = replace(settings, seeds=1, backtest_days=1, resamples=100)
     report = Report("quality", settings)
+    figures: dict[str, Any] = {}
     if settings.data is None:
-        return report.finish({"skipped": "give --data, a log written by `trefoil ingest kuairand`"})
-    runs = plan(settings, settings.data)
+        figures["skipped"] = "KuaiRand: give --data, a log written by `trefoil ingest kuairand`"
+    else:
+        figures |= kuairand_figures(settings, settings.data)
+    if settings.simulated:
+        figures |= simulated.simulated_figures(simulated.Settings(jobs=settings.jobs, quick=settings.quick))
+    report.finish(figures)
+
+
+def kuairand_figures(settings: Settings, data: Path) -> dict[str, Any]:
+    """All figures of the real log: the headline ones by name, and everything that `collect` finds."""
+    runs = plan(settings, data)
     context = multiprocessing.get_context("spawn")
     with context.Pool(settings.jobs, maxtasksperchild=1) as pool:
         for done, line in enumerate(pool.imap_unordered(execute, runs), 1):
             print(f"{done}/{len(runs)} {line}", file=sys.stderr, flush=True)
-    result = collect(settings, settings.data, runs)
+    result = collect(settings, data, runs)
     reference = settings.arms[0]
     figures: dict[str, Any] = {"kuairand_backtest_macro_auc": result["macro_auc"][reference][settings.task][0]}
     for arm in settings.arms[1:]:
         value, low, high = result["macro_auc_differences"][arm][settings.task]
         figures[f"kuairand_{reference}_minus_{arm}"] = [-value, -high, -low]
-    report.finish({**figures, **result})
+    return {**figures, **result}
 
 
 if __name__ == "__main__":
