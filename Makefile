@@ -27,7 +27,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow slurm spark demo rollout bench notebooks ui site clean
+.PHONY: help setup lock lint format test slow slurm spark demo rollout bench torture fuzz soak faults notebooks ui site clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -89,6 +89,24 @@ notebooks: setup ## figures of the runs in TREFOIL_HOME as .ipynb and HTML; with
 	if [ "$$TREFOIL_HOME" = "$(NOTEBOOKS)" ]; then \
 	  OMP_NUM_THREADS=1 $(BIN)/python scripts/notebook_data.py --home "$(NOTEBOOKS)"; fi; \
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/notebooks.py --out "$$TREFOIL_HOME/pages"
+
+# Runs of the crash campaign, cases of the fuzzing, minutes of the soak; SEED repeats or varies them.
+RUNS ?= 100
+CASES ?= 100000
+MINUTES ?= 60
+SEED ?= 0
+
+torture: setup ## RUNS small training jobs killed at random moments and gone on with; what must be nought is
+	nice -n 10 $(BIN)/python -m tests.faults.torture --runs $(RUNS) --seed $(SEED)
+
+fuzz: setup ## CASES damaged files for every reader; the corpus of what was found is in tests/faults/corpus
+	nice -n 10 $(BIN)/python -m tests.faults.fuzz --cases $(CASES) --seed $(SEED)
+
+soak: setup ## MINUTES of training on end: memory, handles, threads and step time must not grow
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
+
+faults: setup ## every test of faults, the slow ones too: disks, services, hostile files, crashes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" tests/faults tests/tracking/test_server.py $(PYTEST_ARGS)
 
 ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:5000 or another PORT
 	@mkdir -p "$${TREFOIL_HOME:-runs}"

@@ -279,6 +279,7 @@ class ComputeConfig:
     as in one piece, for one more forward pass. Tables are looked up and learn once a batch."""
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run, whole."""

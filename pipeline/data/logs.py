@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from pipeline.data.contradictions import contradictions
 from pipeline.errors import DataError, SchemaError, unknown
 from pipeline.schema import (
     HISTORY_ACTION,
@@ -241,12 +242,15 @@ def _parse_description(text: bytes, path: Path) -> Description:
             file=str(path),
         )
     try:
-        return _DESCRIPTION.validate_json(text)
+        description = _DESCRIPTION.validate_json(text)
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
         raise DataError("the description is not valid: " + "; ".join(lines), file=str(path)) from error
     except SchemaError as error:
         raise DataError(str(error), file=str(path)) from error
+    if problems := list(contradictions(description))[:5]:
+        raise DataError("the description contradicts itself: " + "; ".join(problems), file=str(path))
+    return description
 
 
 def check_file(root: Path, file: LogFile) -> None:

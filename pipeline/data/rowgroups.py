@@ -89,6 +89,7 @@ class RowGroups:
         self.columns = columns_of(self.schema, surface, layout.features, layout.tasks)
         self._expected = arrow_schema(self.schema, surface)
         self.rows = tuple(n for f in files for n in f.row_group_rows)
+        self._groups = {f.path: len(f.row_group_rows) for f in files}
         self._index = [(f.path, g) for f in files for g in range(len(f.row_group_rows))]
         sizes = [v.size for v in self.schema.vocabularies]
         self._id_type = torch.int32 if max(sizes, default=0) < 2**31 else torch.int64
@@ -113,6 +114,12 @@ class RowGroups:
                 with closing(open_parquet(self.root, path)) as file:
                     if not file.schema_arrow.equals(self._expected):
                         check_columns(file.schema_arrow, self.schema, self.surface, self.columns, file=path)
+                    if file.num_row_groups > self._groups[path]:
+                        raise DataError(
+                            f"the file has {file.num_row_groups} row groups, dataset.json names {self._groups[path]}; "
+                            "write the log anew",
+                            file=path,
+                        )
                     for unit in own:
                         found[unit] = self._read_one(file, unit)
             except DataError as fault:
@@ -167,7 +174,7 @@ def open_parquet(root: Path, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(root / path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise DataError("the file is gone; write the log anew or restore it", file=path) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"the file cannot be decoded: {error}", file=path) from error
 
 

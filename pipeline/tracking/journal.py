@@ -69,14 +69,22 @@ class Journal:
         return (self.folder / JOURNAL).stat().st_size
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Write one entry.
+        """Write one entry, whole or not at all.
 
         Raises:
             OSError: the disk is full or gone.
         """
         line = json.dumps({"kind": kind, "ms": time.time_ns() // 1_000_000} | fields) + "\n"
         with self._lock:
-            self._file.write(line.encode())
+            before, left = self._file.seek(0, os.SEEK_END), memoryview(line.encode())
+            try:
+                while left:
+                    # A disk that fills up takes a part and says nothing; the next call says it.
+                    left = left[self._file.write(left) or 0 :]
+            except OSError:
+                # Half a line would join with the next entry, and hide all that follow.
+                self._file.truncate(before)
+                raise
 
     def place(self, name: str) -> Path:
         """A path in a folder of its own under `files/`, for an artifact of that name to wait in."""

@@ -122,7 +122,7 @@ def damage_document(content: Any, rng: random.Random) -> Any:
 def _change(content: Any, rng: random.Random) -> Any:
     places = list(_places(content))
     if not places:
-        return rng.choice(NASTY)
+        return copy.deepcopy(rng.choice(NASTY))
     holder, key = rng.choice(places)
     match rng.randrange(6):
         case 0:
@@ -131,11 +131,11 @@ def _change(content: Any, rng: random.Random) -> Any:
             other_holder, other_key = rng.choice(places)
             holder[key] = copy.deepcopy(other_holder[other_key])
         case 2 if isinstance(holder, dict):
-            holder[rng.choice(("", "extra", str(key) + "s", "__class__"))] = rng.choice(NASTY)
+            holder[rng.choice(("", "extra", str(key) + "s", "__class__"))] = copy.deepcopy(rng.choice(NASTY))
         case 3 if isinstance(holder, list):
             holder.append(copy.deepcopy(holder[key]))
         case _:
-            holder[key] = _near(holder[key], rng) if rng.random() < 0.4 else rng.choice(NASTY)
+            holder[key] = _near(holder[key], rng) if rng.random() < 0.4 else copy.deepcopy(rng.choice(NASTY))
     return content
 
 
@@ -153,7 +153,7 @@ def _near(value: Any, rng: random.Random) -> Any:
         return rng.choice((value * 2, value[::-1], value[:-1], dict(enumerate(value)), [value]))
     if isinstance(value, dict):
         return rng.choice((list(value), list(value.values()), {}))
-    return rng.choice(NASTY)
+    return copy.deepcopy(rng.choice(NASTY))
 
 
 def _places(content: Any) -> Any:
