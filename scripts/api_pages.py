@@ -14,7 +14,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "components": ("Blocks", ("components",)),
     "config": (
         "Schema and configuration",
-        ("pipeline.errors", "pipeline.schema", "pipeline.config", "pipeline.tracking"),
+        ("pipeline.errors", "pipeline.texts", "pipeline.schema", "pipeline.config", "pipeline.tracking"),
     ),
     "data": ("Data", ("pipeline.data",)),
     "evaluate": ("Evaluation", ("pipeline.evaluate",)),

@@ -20,7 +20,8 @@ Example:  trefoil score --artifact models:/trefoil-hf@challenger --in rows.parqu
 @dataclass(frozen=True, kw_only=True)
 class Args:
     artifact: str
-    """Folder of an artifact, or models:/NAME@ALIAS of the registry."""
+    """Folder of an artifact, or models:/NAME@ALIAS of the registry. One with compiled code (model.aoti.pt2) is code:
+    score it only if you trust who made it."""
     input: Annotated[Path, tyro.conf.arg(name="in")]
     """Parquet file of rows."""
     out: Path

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from pipeline.errors import unknown
 from pipeline.schema import Kind
 
+# Of a row group; more would not fit any memory.
+_MOST_ROWS = 2**31
+
 if TYPE_CHECKING:
     from pipeline.data.logs import Description, LogFile, Partition
 
@@ -43,8 +46,9 @@ def _is_day(text: str) -> bool:
 
 
 def _file_problems(where: str, file: LogFile) -> Iterator[str]:
-    if any(rows < 0 for rows in file.row_group_rows):
-        yield f"{where}: file {file.path} has a row group of {min(file.row_group_rows)} requests"
+    for rows in file.row_group_rows:
+        if not 0 <= rows < _MOST_ROWS:
+            yield f"{where}: file {file.path} has a row group of {rows} requests"
     if file.impressions < 0 or file.bytes < 0:
         yield f"{where}: file {file.path} has {file.impressions} impressions in {file.bytes} bytes"
 

@@ -42,7 +42,7 @@ class Sample:
     Args:
         step: steps so far.
         seconds: since the start.
-        memory_mib: resident.
+        memory_mib: resident, less what is mapped from files.
         handles: open files and sockets.
         threads: of the process.
         step_ms: median of the steps since the sample before.
@@ -91,7 +91,7 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
                     Sample(
                         step=done,
                         seconds=time.monotonic() - start,
-                        memory_mib=process.memory_info().rss / 2**20,
+                        memory_mib=_own_memory(process) / 2**20,
                         handles=process.num_fds(),
                         threads=process.num_threads(),
                         step_ms=1000 * float(np.median(times)),
@@ -106,6 +106,12 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
             began = time.perf_counter()
 
     trainer._progress = watched  # type: ignore[method-assign]
+
+
+def _own_memory(process: psutil.Process) -> int:
+    """Bytes that are the process's own; pages of files come and go as the system likes."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
 
 
 def slopes(samples: list[Sample]) -> dict[str, float]:
