@@ -1,4 +1,4 @@
-"""The short form of the crash campaign: a few runs, each struck in training, must leave every number at nought."""
+"""The short form of the crash campaign: a run struck twice in training must leave every number at nought."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import pytest
 from tests.faults.attacks import HOW, PLACES, draw
 
 
+@pytest.mark.timeout(900)  # seconds where the machine is idle, minutes where it is not
 def test_a_short_campaign_loses_nothing() -> None:
-    command = [sys.executable, "-m", "tests.faults.torture", "--training-only", "--runs", "2", "--seed", "7"]
+    command = [sys.executable, "-m", "tests.faults.torture", "--training-only", "--runs", "1", "--seed", "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     figures = json.loads(done.stdout.splitlines()[-1])["figures"]
-    assert figures["runs"] == 2
-    assert figures["kills"] >= 2
+    assert figures["runs"] == 1
+    assert figures["kills"] == 2
+    assert figures["kills_by_how"] == {"kill_launcher": 1, "kill_one": 1}
     assert figures["samples_lost"] == figures["samples_repeated"] == figures["checkpoints_unreadable"] == 0
     assert figures["other_parameters"] == figures["unfinished"] == figures["processes_left"] == 0
     assert figures["problems"] == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_exports_and_promotions_are_struck_too() -> None:
     command = [sys.executable, "-m", "tests.faults.torture", "--runs", "4", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
