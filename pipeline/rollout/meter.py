@@ -6,13 +6,11 @@ Processor time of this thread, not wall time: other processes of the machine tak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.data.logs import Dataset
 from pipeline.errors import DataError
@@ -20,6 +18,7 @@ from pipeline.rollout.costs import CostProfile
 from pipeline.rollout.measurements import CostMeasurements
 from pipeline.schema import HISTORY_TIME_MS
 from pipeline.serve.example import made_up_requests
+from pipeline.serve.measure import one_thread
 from pipeline.serve.parity import held_out
 from pipeline.serve.scorer import Scorer
 
@@ -65,7 +64,7 @@ def batch(scorer: Scorer, *, candidates: int, history: int, broadcast: bool = Tr
 def time_in_turn(models: Mapping[Name, Callable[[], object]], *, rounds: int = ROUNDS) -> dict[Name, np.ndarray]:
     """Milliseconds of each model's batch in each round, [rounds]; in every round each model runs once."""
     times: dict[Name, list[float]] = {name: [] for name in models}
-    with _one_thread():
+    with one_thread():
         for run in models.values():
             for _ in range(_WARM_UP):
                 run()
@@ -98,13 +97,3 @@ def cost_measurements(times: np.ndarray, separate: np.ndarray, champion: np.ndar
         over_separate=float(np.median(times / separate)),
         over_champion=float(np.median(times / champion)),
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
