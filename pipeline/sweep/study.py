@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -91,24 +91,29 @@ def work(sweep: Sweep, train: Train, say: Callable[[str], None]) -> optuna.Study
         _claim(sweep)
         study = _open(sweep)
         _revive(study, sweep.folder, say)
-    while (trial := _next(sweep, study)) is not None:
-        folder = sweep.folder / trial.user_attrs[FOLDER]
-        with _locked(folder / "alive", wait=False):
-            _try(sweep, study, trial, folder, train, say)
+    while True:
+        with _next(sweep, study) as trial:
+            if trial is None:
+                break
+            _try(sweep, study, trial, sweep.folder / trial.user_attrs[FOLDER], train, say)
     _write_best(sweep, study)
     return study
 
 
-def _next(sweep: Sweep, study: optuna.Study) -> optuna.Trial | None:
-    """A trial to take; None where those that are finished and under way are enough."""
-    with _locked(sweep.folder / "study.lock", wait=True):
-        taken = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-        if len(taken) >= sweep.trials:
-            return None
-        trial = study.ask()
-        if FOLDER not in trial.user_attrs:
-            trial.set_user_attr(FOLDER, f"trial-{trial.number}")
-        return trial
+@contextmanager
+def _next(sweep: Sweep, study: optuna.Study) -> Iterator[optuna.Trial | None]:
+    """A trial to take, its folder held until the block ends; None where those that are finished and under way are
+    enough."""
+    with ExitStack() as held:
+        with _locked(sweep.folder / "study.lock", wait=True):
+            taken = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
+            trial = study.ask() if len(taken) < sweep.trials else None
+            if trial is not None:
+                if FOLDER not in trial.user_attrs:
+                    trial.set_user_attr(FOLDER, f"trial-{trial.number}")
+                # Before others may look: a trial that runs and whose folder nobody holds is one that was cut off.
+                held.enter_context(_locked(sweep.folder / trial.user_attrs[FOLDER] / "alive", wait=False))
+        yield trial
 
 
 def best_config(sweep: Sweep, study: optuna.Study) -> RunConfig:
@@ -206,6 +211,9 @@ def _revive(study: optuna.Study, folder: Path, say: Callable[[str], None]) -> No
         runs = trial.user_attrs.get(FOLDER)
         try:
             with _locked(folder / (runs or f"trial-{trial.number}") / "alive", wait=False):
+                # It may have ended since it was looked up; then its worker has let go of the folder alive.
+                if study.get_trials(deepcopy=False)[trial.number].state is not TrialState.RUNNING:
+                    continue
                 study.tell(trial.number, state=TrialState.FAIL)
                 if runs is not None and trial.params:
                     study.enqueue_trial(dict(trial.params), user_attrs={FOLDER: runs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from optuna.trial import TrialState
 from pipeline.config import DaysConfig, RunConfig, config_from_json
 from pipeline.errors import ConfigError
 from pipeline.sweep.space import read_space, with_fields
-from pipeline.sweep.study import STARTUP_TRIALS, Sweep, best_config, work
+from pipeline.sweep.study import STARTUP_TRIALS, Sweep, _next, _revive, best_config, work
 
 CONFIG = RunConfig(name="small", surfaces=("hf", "sr"), tasks=("click",), days=DaysConfig(validation=1, test=2))
 DAYS = tuple(f"2026-01-{d:02d}" for d in range(1, 10))
@@ -106,6 +107,35 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_folder_with_its_values(tmp_path
     ]
     assert runs[4][0] == runs[2][0]
     assert sum(t.state is TrialState.COMPLETE for t in study.trials) == 3
+
+
+def test_a_trial_that_was_only_just_taken_is_not_begun_again_by_another_worker(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path / "study", trials=3)
+    study = work(replace(sweep, trials=1), objective, silent)
+    said: list[str] = []
+    with _next(sweep, study) as trial:
+        assert trial is not None
+        trial.suggest_float("optimizer.dense_lr", 0.0001, 0.1, log=True)
+        other = work(replace(sweep, trials=2), objective, said.append)
+        assert [t.state for t in other.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+        assert said == []
+    # Now nobody holds its folder: its worker is gone.
+    other = work(replace(sweep, trials=2), objective, said.append)
+    assert [t.state for t in other.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert said[0] == "trial 1 was cut off; it is begun again and goes on in trial-1"
+
+
+def test_a_trial_that_ends_while_another_worker_looks_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_in(tmp_path / "study", trials=2)
+    study = work(replace(sweep, trials=1), objective, silent)
+    seen = study.get_trials(states=(TrialState.COMPLETE,))
+    looked_up = study.get_trials
+    # What a look-up just before the trial's end has found.
+    monkeypatch.setattr(study, "get_trials", lambda **kw: seen if "states" in kw else looked_up(**kw))
+    _revive(study, sweep.folder, silent)
+    assert [t.state for t in looked_up()] == [TrialState.COMPLETE]
 
 
 def test_two_workers_share_the_trials(tmp_path: Path) -> None:
