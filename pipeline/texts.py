@@ -7,6 +7,7 @@ module into an error of their own that names the file.
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,17 @@ def is_inside(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that no file can have
         return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. A name longer than any file's is none; a folder that may not be looked into raises.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise

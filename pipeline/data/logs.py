@@ -37,7 +37,7 @@ from pipeline.schema import (
     Kind,
     Level,
 )
-from pipeline.texts import is_inside, parse_json
+from pipeline.texts import is_file, is_inside, parse_json
 
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
@@ -262,7 +262,7 @@ def check_file(root: Path, file: LogFile) -> None:
     path = root / file.path
     if Path(file.path).is_absolute() or ".." in Path(file.path).parts or not is_inside(path, root):
         raise DataError("the description names a file outside its folder", file=file.path)
-    if not path.is_file():
+    if not is_file(path):
         raise DataError("the description names a file that is not there; write the log anew", file=str(path))
     size = path.stat().st_size
     if size != file.bytes:

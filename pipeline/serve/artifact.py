@@ -30,7 +30,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pipeline.errors import ArtifactError
 from pipeline.serve.signature import Signature, read_signature
 from pipeline.serve.vetting import vet_program
-from pipeline.texts import is_inside, parse_json
+from pipeline.texts import is_file, is_inside, parse_json
 
 FORMAT_VERSION = 2
 MANIFEST, MODEL, COMPILED, SIGNATURE = "manifest.json", "model.pt2", "model.aoti.pt2", "signature.json"
@@ -177,7 +177,7 @@ def _check_file(root: Path, name: str, entry: FileEntry) -> None:
     path = root / name
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not is_inside(path, root):
         raise ArtifactError(f"{root / MANIFEST} names a file outside its folder: {name}")
-    if not path.is_file():
+    if not is_file(path):
         raise ArtifactError(f"{root} lacks its file {name}; restore it or export the artifact anew")
     if path.stat().st_size != entry.bytes or _entry(path).sha256 != entry.sha256:
         raise ArtifactError(f"{path} is not what was exported: its checksum differs; restore it or export anew")

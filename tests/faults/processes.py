@@ -68,13 +68,18 @@ def asked(function: Callable[..., Any], *args: Any, log: Path, timeout_s: float 
 
 
 def wait_for(child: int, timeout_s: float) -> int | None:
-    """Exit status of a child, negative for a signal; None if it did not end in time, and was killed."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
+    """Exit status of a child, negative for a signal; None if it did not end in time, and was killed.
+
+    Time in which this process itself was kept from running, a frozen machine's, does not count.
+    """
+    left, before = timeout_s, time.monotonic()
+    while left > 0:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.02)
+        now = time.monotonic()
+        left, before = left - min(now - before, 1.0), now
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None

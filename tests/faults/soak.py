@@ -1,19 +1,29 @@
 """Hours of training compressed: `python -m tests.faults.soak --minutes 60`.
 
 A tiny model is trained over a tiny log again and again, with checkpoints and records in MLflow as in any run: epochs,
-checkpoints and sendings come hundreds of times faster than in earnest. Memory, file handles, threads and step time are
-sampled; printed are their slopes by least squares after the first third, in which pools and caches fill. The status is
-1 if handles or threads grow, or memory by more than `--most` MiB in a thousand steps.
+checkpoints and sendings come hundreds of times faster than in earnest. What the process holds is sampled, and a line
+is laid through the samples after the first third, in which pools and caches fill. Printed are its slopes with 95 %
+intervals. The status is 1 unless
+
+- memory, handles and threads are shown not to grow: the upper end of the interval stays under what is allowed;
+- the step is not shown to slow down: the lower end does.
+
+Two kinds of memory tell a leak from a cache. `heap` is what the program has asked malloc for and not given back: a leak
+raises it for ever. `resident` is what the system has given the process, with what malloc keeps for the next time: each
+thread that allocates beside others gets an arena of its own (at most eight a core), and checkpoints and MLflow's
+sendings run in threads, so it rises in steps until there are as many arenas as threads ever ran at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import json
 import os
 import tempfile
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +34,7 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from benchmarks.common import Report
 from pipeline.config import CheckpointConfig
@@ -33,6 +44,9 @@ from pipeline.train.trainer import Trainer
 from tests.faults import work
 
 WARM_UP = 1 / 3
+# Neighbouring samples are alike, so the line is laid through the means of so many stretches of them.
+STRETCHES = 12
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +56,45 @@ class Sample:
     Args:
         step: steps so far.
         seconds: since the start.
-        memory_mib: resident, less what is mapped from files.
+        heap_mib: asked of malloc and not given back; 0 where malloc is not glibc's.
+        resident_mib: resident, less what is mapped from files.
         handles: open files and sockets.
         threads: of the process.
-        step_ms: median of the steps since the sample before.
+        step_ms: median wall time of the steps since the sample before.
+        processor_ms: processor time of all threads for each step since the sample before, which neighbours on the
+            machine disturb less.
     """
 
     step: int
     seconds: float
-    memory_mib: float
+    heap_mib: float
+    resident_mib: float
     handles: int
     threads: int
     step_ms: float
+    processor_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """The change of a quantity in a thousand steps.
+
+    Args:
+        slope: by least squares.
+        low, high: ends of its interval.
+        allowed: how much it may change; None if it is only looked at.
+        shown: whether it must be shown to stay below that (memory), or only not be shown to exceed it (time).
+    """
+
+    slope: float
+    low: float
+    high: float
+    allowed: float | None
+    shown: bool
+
+    @property
+    def grows(self) -> bool:
+        return self.allowed is not None and (self.high if self.shown else self.low) > self.allowed
 
 
 def soak(folder: Path, minutes: float, every: int) -> list[Sample]:
@@ -77,10 +118,10 @@ def soak(folder: Path, minutes: float, every: int) -> list[Sample]:
 def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> None:
     steps, start, process = trainer._progress, time.monotonic(), psutil.Process()
     times: list[float] = []
-    done = 0
+    done, spent = 0, time.process_time()
 
     def watched(batches: Any) -> Iterator[Any]:
-        nonlocal done
+        nonlocal done, spent
         began = time.perf_counter()
         for outputs in steps(batches):
             times.append(time.perf_counter() - began)
@@ -91,13 +132,16 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
                     Sample(
                         step=done,
                         seconds=time.monotonic() - start,
-                        memory_mib=_own_memory(process) / 2**20,
+                        heap_mib=heap_bytes() / 2**20,
+                        resident_mib=_own_memory(process) / 2**20,
                         handles=process.num_fds(),
                         threads=process.num_threads(),
                         step_ms=1000 * float(np.median(times)),
+                        processor_ms=1000 * (time.process_time() - spent) / every,
                     )
                 )
                 times.clear()
+                spent = time.process_time()
                 # What was printed is kept by nobody.
                 console = trainer.reporter.console  # type: ignore[union-attr]
                 console.file.seek(0)
@@ -114,43 +158,90 @@ def _own_memory(process: psutil.Process) -> int:
     return int(memory.rss - memory.shared)
 
 
-def slopes(samples: list[Sample]) -> dict[str, float]:
-    """Change in a thousand steps, by least squares after the warm-up."""
+def heap_bytes() -> int:
+    """Bytes in use over all arenas of glibc's malloc, and what it mapped; 0 with another malloc."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_info"):
+        return 0
+    libc.open_memstream.restype = ctypes.c_void_p
+    text, size = ctypes.c_void_p(), ctypes.c_size_t()
+    stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    told = ctypes.string_at(text.value or 0, size.value)
+    libc.free(text)
+    root = ElementTree.fromstring(told)
+    total = {str(e.get("type")): int(e.get("size") or 0) for e in root.findall("total")}
+    system = next(int(e.get("size") or 0) for e in root.findall("system") if e.get("type") == "current")
+    return system - total["fast"] - total["rest"] + total["mmap"]
+
+
+def trends(samples: list[Sample]) -> dict[str, Trend]:
+    """How each quantity changes after the warm-up."""
     late = samples[int(len(samples) * WARM_UP) :]
-    steps = np.array([s.step for s in late]) / 1000
-    return {
-        name: float(np.polyfit(steps, [getattr(s, name) for s in late], 1)[0])
-        for name in ("memory_mib", "handles", "threads", "step_ms")
+    span = (late[-1].step - late[0].step) / 1000
+    allowed = {
+        "heap_mib": (0.05, True),
+        "resident_mib": (0.5, True),
+        # One more in all that time.
+        "handles": (1 / span, True),
+        "threads": (1 / span, True),
+        "processor_ms": (0.05 * float(np.mean([s.processor_ms for s in late])) / span, False),
+        "step_ms": (None, False),
     }
+    return {name: _trend(late, name, *limits) for name, limits in allowed.items()}
+
+
+def _trend(samples: list[Sample], name: str, allowed: float | None, shown: bool) -> Trend:
+    stretches = np.array_split(np.array([(s.step / 1000, getattr(s, name)) for s in samples]), STRETCHES)
+    steps, values = np.array([part.mean(0) for part in stretches]).T
+    line = stats.linregress(steps, values)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, STRETCHES - 2)) * float(line.stderr)
+    slope = float(line.slope)
+    return Trend(slope=slope, low=slope - half, high=slope + half, allowed=allowed, shown=shown)
+
+
+def show(samples: list[Sample], found: dict[str, Trend]) -> None:
+    """The table."""
+    late = samples[int(len(samples) * WARM_UP) :]
+    table = Table(title=f"soak of {samples[-1].step:,} steps, {samples[-1].seconds / 60:.0f} minutes")
+    for heading in ("what", "first", "after warm-up", "last", "in 1,000 steps", "95 % interval", "allowed"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for name, trend in found.items():
+        values = [getattr(s, name) for s in (samples[0], late[0], samples[-1])]
+        interval = f"{trend.low:+.4f} to {trend.high:+.4f}"
+        limit = "" if trend.allowed is None else f"{trend.allowed:.4f}"
+        style = "red" if trend.grows else None
+        row = (*(f"{v:.1f}" for v in values), f"{trend.slope:+.4f}", interval, limit)
+        table.add_row(name.replace("_", " "), *row, style=style)
+    Console(width=120).print(table)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=int, default=50, help="steps between two samples")
-    parser.add_argument("--most", type=float, default=1.0, help="MiB that memory may grow in a thousand steps")
     parser.add_argument("--out", type=Path, help="file for all samples")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="trefoil-soak-") as folder:
         samples = soak(Path(folder), args.minutes, args.every)
-    if len(samples) < 9:
+    if len(samples) < 3 * STRETCHES:
         raise SystemExit(f"only {len(samples)} samples were taken; give more --minutes or a smaller --every")
-    found = slopes(samples)
-    late = samples[int(len(samples) * WARM_UP) :]
-    table = Table("what", "first", "after warm-up", "last", "in 1,000 steps", title=f"soak of {samples[-1].step} steps")
-    for name, slope in found.items():
-        values = [getattr(s, name) for s in (samples[0], late[0], samples[-1])]
-        table.add_row(name.replace("_", " "), *(f"{v:.1f}" for v in values), f"{slope:+.3f}")
-    Console(width=120).print(table)
     if args.out:
         args.out.write_text(json.dumps([vars(s) for s in samples], indent=1))
-    grown = {
-        n: max(getattr(s, n) for s in late[-3:]) - max(getattr(s, n) for s in late[:3]) for n in ("handles", "threads")
+    found = trends(samples)
+    show(samples, found)
+    grown = [name for name, trend in found.items() if trend.grows]
+    figures = {
+        "steps": samples[-1].step,
+        "seconds": round(samples[-1].seconds),
+        "in_1000_steps": {name: [t.slope, t.low, t.high] for name, t in found.items()},
+        "allowed": {name: t.allowed for name, t in found.items()},
+        "grown": grown,
     }
-    figures = {"steps": samples[-1].step, "seconds": round(samples[-1].seconds), "in_1000_steps": found, "grown": grown}
     Report("soak", {"minutes": args.minutes, "every": args.every}).finish(figures)
-    return 1 if found["memory_mib"] > args.most or any(v > 0 for v in grown.values()) else 0
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":

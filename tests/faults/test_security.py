@@ -33,6 +33,7 @@ from pipeline.serve.vetting import vet_program
 from pipeline.sweep.space import read_space
 from pipeline.tracking import Tracker, sync
 from pipeline.train import checkpoint
+from pipeline.train.checkpoint import files
 from pipeline.train.checkpoint.files import Reader
 from tests.data.logs import write_log
 from tests.rollout.plans import plan
@@ -318,6 +319,28 @@ def test_an_artifact_names_no_file_outside_its_folder(tmp_path: Path, name: str)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="names a file outside its folder"):
         check_folder(folder, ("model.pt2",), what="artifact")
+
+
+def test_a_name_longer_than_any_file_s_is_a_file_that_is_not_there(log: Path, tmp_path: Path) -> None:
+    """In a log, an artifact and a checkpoint alike."""
+    name = "a" * 300
+    description = json.loads((log / DESCRIPTION).read_text())
+    description["partitions"][0]["files"][0]["path"] = name
+    (log / DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(DataError, match="a file that is not there"):
+        Dataset.open(log)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.pt2").write_text("x")
+    write_manifest(folder, {})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = manifest["files"]["model.pt2"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="lacks its file aaa"):
+        check_folder(folder, ("model.pt2",), what="artifact")
+    files.write_manifest(folder, {name: (1, "0")})
+    with pytest.raises(CheckpointError, match="aaa is missing"):
+        checkpoint.verify(folder)
 
 
 # Secrets

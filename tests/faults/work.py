@@ -33,7 +33,9 @@ from tests.train.runs import parameters, tiny_config
 SIZES = {"hf": 60, "sr": 30, "rp": 12}
 EPOCHS = 2
 # A rank that makes no step for so long has hung. A busy machine may take its time for a step.
-TIMEOUT_S = 15.0
+TIMEOUT_S = 10.0
+# Ranks that wait for a stopped one before its first step give up this much later.
+MARGIN_S = 3.0
 
 
 def log(root: Path) -> Path:
@@ -60,6 +62,7 @@ def train(rank: int, data: Path, folder: Path, attempt: Path, home: Path, blow: 
     striker = Striker(blow if blow is not None and blow.victim == rank else None, attempt)
     striker.begin()
     os.environ["TREFOIL_HOME"] = str(home)
+    job.COLLECTIVE_MARGIN_S = MARGIN_S
     record = (attempt / f"steps-{rank}.jsonl").open("a", buffering=1)
     _plant(striker, record)
     console = Console(file=(attempt / "console.txt").open("a") if rank == 0 else io.StringIO(), width=200)

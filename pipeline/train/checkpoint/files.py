@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from pipeline.errors import CheckpointError
-from pipeline.texts import parse_json
+from pipeline.texts import is_file, parse_json
 
 INDEX = ".metadata"
 MANIFEST = "manifest.json"
@@ -129,7 +129,7 @@ def check(folder: Path, digests: Digests, *, from_disk: bool = False) -> None:
     """
     for name, (size, sha) in sorted(digests.items()):
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             raise CheckpointError(f"{folder} is damaged: {name} is missing; use another checkpoint")
         found = digest(path, from_disk=from_disk)
         if found != (size, sha):
