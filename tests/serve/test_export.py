@@ -24,12 +24,13 @@ from pipeline.serve import parity
 from pipeline.serve.artifact import ArtifactInfo
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.export import example_tensors, export, serving_model, signature_of
-from pipeline.serve.program import ServingModel, export_program
+from pipeline.serve.program import ServingModel, export_program, save_program
 from pipeline.serve.rows import to_requests
 from pipeline.serve.scorer import Scorer
 from pipeline.serve.signature import Signature
 from pipeline.serve.tables import is_table
 from pipeline.serve.trained import TrainedModel
+from pipeline.serve.vetting import vet_program
 from pipeline.train import checkpoint as checkpoints
 from pipeline.train.build import build_model, model_plan
 from tests.serve.conftest import CONFIG
@@ -177,6 +178,18 @@ def variants() -> dict[str, ModelConfig]:
             surface_gate=True,
             calibration="none",
         ),
+        "user state, PLE, residual towers": replace(
+            base,
+            history=replace(base.history, kind="state"),
+            mixture=replace(base.mixture, kind="ple"),
+            towers="residual",
+        ),
+        "DIN, STAR": replace(
+            base,
+            history=replace(base.history, kind="din"),
+            mixture=replace(base.mixture, kind="shared_bottom"),
+            towers="star",
+        ),
     }
 
 
@@ -212,9 +225,12 @@ def test_packed_is_plain_for_other_models(log: Dataset, name: str, surface: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(variants()))
-def test_other_models_export(log: Dataset, name: str) -> None:
+def test_other_models_export(log: Dataset, name: str, tmp_path: Path) -> None:
+    """Their programs too are nothing but what vetting lets through, and score any shape of rows as they do."""
     served, signature, plain = built(log, variants()[name], "sr")
-    program = export_program(served, example_tensors(signature)).module(check_guards=False)
+    save_program(export_program(served, example_tensors(signature)), tmp_path / "model.pt2")
+    vet_program(tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module(check_guards=False)
     with torch.no_grad():
         for candidates, history in (([1], [0]), ([1], [3]), ([200], [10]), ([3] * 16, [10] * 16)):
             block = example_of(signature, candidates, history)
