@@ -51,6 +51,7 @@ MAY_DISTRIBUTE = {
     "pipeline.train.pipelining": ("torchrec.distributed.train_pipeline", "torchrec.distributed.types"),
     # save and load shards of the model that sharding made
     "pipeline.train.checkpoint.files": ("torch.distributed.checkpoint",),
+    "pipeline.train.checkpoint.shards": ("torch.distributed.checkpoint",),
     "pipeline.train.checkpoint.writer": ("torch.distributed.checkpoint", "torchrec.distributed.model_parallel"),
     "pipeline.train.checkpoint.reading": (
         "torch.distributed.checkpoint",

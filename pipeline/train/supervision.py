@@ -3,7 +3,9 @@
 SIGTERM (a scheduler that takes the machine back) only sets a flag; ranks tell each other of it in the exchange that
 every step makes anyway, so that all leave after the same step. A rank that finishes no step in time writes the
 stacks of all its threads and ends; `faulthandler` does this from a thread of its own that needs no interpreter lock.
-A rank whose launcher is killed is told to leave by the kernel, as nobody else would tell it.
+When its launcher is killed the kernel tells a rank, as nobody else would: to leave if all ranks have that launcher; to
+end at once if there are other nodes, whose launchers then see a lost rank and start again, without this
+node if need be.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Supervision:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._leave)
             if "RANK" in os.environ:
-                leave_with_parent()
+                leave_with_parent(signal.SIGTERM if _one_launcher() else signal.SIGKILL)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,11 +72,17 @@ class Supervision:
         self.leaving = True
 
 
-def leave_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies; does nothing where the system is not Linux."""
+def _one_launcher() -> bool:
+    """Whether the launcher of this rank, by the environment, is the launcher of all."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    return os.environ.get("LOCAL_WORLD_SIZE", ranks) == ranks
+
+
+def leave_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent dies; does nothing where the system is not Linux."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 def stacks_file(folder: Path, rank: int) -> Path:

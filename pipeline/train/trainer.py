@@ -188,7 +188,7 @@ class Trainer:
     def state(self) -> checkpoint.CheckpointState:
         """What a checkpoint written now would say of itself."""
         return checkpoint.CheckpointState(
-            format_version=2,
+            format_version=3,
             config=self.config,
             schema=self.dataset.schema,
             moments=dict(self.plan.moments),

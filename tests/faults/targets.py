@@ -292,7 +292,8 @@ def checkpoint_index(folder: Path) -> Target:
     import torch
     import torch.distributed.checkpoint as dcp
 
-    from pipeline.train.checkpoint.files import HashedFiles, Reader, Writer
+    from pipeline.train.checkpoint.files import HashedFiles
+    from pipeline.train.checkpoint.shards import Reader, Writer
 
     tensors = {"a": torch.arange(6.0).view(2, 3), "b": {"c": torch.ones(4)}}
     with warnings.catch_warnings():
@@ -330,7 +331,7 @@ def checkpoint_state(folder: Path) -> Target:
     folder.mkdir(parents=True)
     plan = _task_and_plan()
     state = CheckpointState(
-        format_version=2,
+        format_version=3,
         config=plan.config,
         schema=plan.schema,
         moments=dict(plan.moments),
@@ -356,7 +357,7 @@ def checkpoint_manifest(folder: Path) -> Target:
     from pipeline.train.checkpoint.files import MANIFEST, digest, verify, write_manifest
 
     folder.mkdir(parents=True)
-    for name in ("__0_0.distcp", ".metadata", "state.json"):
+    for name in ("rank-0.safetensors", ".metadata", "state.json"):
         (folder / name).write_bytes(name.encode())
     write_manifest(folder, {p.name: digest(p) for p in folder.iterdir()})
     seed = (folder / MANIFEST).read_bytes()

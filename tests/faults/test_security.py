@@ -34,7 +34,7 @@ from pipeline.sweep.space import read_space
 from pipeline.tracking import Tracker, sync
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import files
-from pipeline.train.checkpoint.files import Reader
+from pipeline.train.checkpoint.shards import Reader
 from tests.data.logs import write_log
 from tests.rollout.plans import plan
 from tests.sweep.test_study import CONFIG, SPACE

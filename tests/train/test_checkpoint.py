@@ -22,8 +22,9 @@ from pipeline.config import CheckpointConfig, ModelConfig
 from pipeline.data.logs import DESCRIPTION, Dataset
 from pipeline.errors import CheckpointError
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint.files import Reader
-from pipeline.train.checkpoint.reading import flat, tensors_of
+from pipeline.train.checkpoint import shards
+from pipeline.train.checkpoint.reading import flat, load_overlap, tensors_of
+from pipeline.train.checkpoint.shards import Reader
 from pipeline.train.checkpoint.shelf import Shelf, checkpoints
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
@@ -93,9 +94,9 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("__0_0.distcp", flip_a_bit, "__0_0.distcp has another checksum"),
-        ("__0_0.distcp", truncate, r"__0_0.distcp has \d+ bytes in place of \d+"),
-        ("__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
+        ("rank-0.safetensors", flip_a_bit, "rank-0.safetensors has another checksum"),
+        ("rank-0.safetensors", truncate, r"rank-0.safetensors has \d+ bytes in place of \d+"),
+        ("rank-0.safetensors", Path.unlink, "rank-0.safetensors is missing"),
         (".metadata", flip_a_bit, ".metadata has another checksum"),
         ("state.json", truncate, "does not describe a checkpoint|state.json has"),
         ("manifest.json", truncate, "manifest.json is damaged"),
@@ -120,7 +121,7 @@ def test_damage_is_one_clear_error_and_the_one_before_is_gone_on_with(
 
 def test_when_no_checkpoint_is_whole_the_run_does_not_start_anew_by_itself(folder: Path) -> None:
     for path in checkpoints(folder):
-        flip_a_bit(path / "__0_0.distcp")
+        flip_a_bit(path / "rank-0.safetensors")
     with joined() as ranks, pytest.raises(CheckpointError, match=r"no checkpoint in .* can be gone on with"):
         Shelf(folder=folder, config=STEPS).newest_good(ranks)
 
@@ -147,6 +148,30 @@ def test_an_index_cannot_name_files_outside_or_things_that_are_no_tensors(folder
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"'\.\./\.\./secret', which lies outside the checkpoint"):
         Reader(str(path)).read_metadata()
+
+
+def test_an_index_that_points_past_a_tensor_is_damage(folder: Path) -> None:
+    path = checkpoints(folder)[0]
+    shutil.copy(path / ".metadata", folder.parent / "metadata")
+    for wrong in ({"length": 4}, {"offset": -8}, {"offset": 1 << 40}):
+        metadata = Reader(str(path)).read_metadata()
+        for index, entry in metadata.storage_data.items():
+            metadata.storage_data[index] = replace(entry, **wrong)
+        (path / ".metadata").write_bytes(pickle.dumps(metadata))
+        targets = {n: torch.zeros(tuple(m.size)) for n, m in metadata.state_dict_metadata.items() if m.size}
+        with pytest.raises(CheckpointError, match=r"is damaged: it does not hold model\..* where \.metadata says"):
+            load_overlap(path, targets)
+        shutil.copy(folder.parent / "metadata", path / ".metadata")
+
+
+def test_any_reader_of_safetensors_opens_its_tensors(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = whole[1]["checkpoint"]
+    plain = load_file(path / "rank-0.safetensors")
+    # Tables are read a block of rows at a time; here a few rows.
+    monkeypatch.setattr(shards, "_BLOCK", 100)
+    for name, value in parameters(path).items():
+        np.testing.assert_array_equal(plain[f"model.{name}"].numpy(), value, err_msg=name)
+    assert any(name.endswith("exp_avg_sq") for name in plain)
 
 
 def planted(folder: Path, losses: list[float]) -> None:

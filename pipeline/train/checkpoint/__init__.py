@@ -1,6 +1,7 @@
 """Checkpoints: torch.distributed.checkpoint beside two JSON files that say what it is and that it is whole.
 
-    CHECKPOINT/.metadata, *.distcp   tensors, and where they lie
+    CHECKPOINT/rank-R.safetensors    tensors that a rank wrote
+    CHECKPOINT/.metadata             DCP's index: where each tensor, or part of a table, lies
     CHECKPOINT/state.json            run, schema, moments, data set, epoch, step
     CHECKPOINT/metrics.json          what the model scored, where it is known
     CHECKPOINT/manifest.json         size and SHA-256 of every other file but metrics.json; written last
@@ -10,7 +11,8 @@ Loads at any number of ranks and under any plan; `load_unsharded` reads plain te
 Nothing in it is ever run as code: the index, a pickle by DCP's choice, may name the classes of an index alone.
 
     state      what a checkpoint is
-    files      checksums, durable writing, the index without code
+    files      checksums, durable writing
+    shards     DCP's storage: plain tensors, the index without code
     shelf      a run's folder of checkpoints: which there are, which are kept
     writer     saving, while training goes on
     reading    resuming and plain loading

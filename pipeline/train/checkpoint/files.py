@@ -1,8 +1,7 @@
-"""Files of a checkpoint: checksums, durable writing, and the index read without running code.
+"""Files of a checkpoint: checksums and durable writing.
 
 A file is hashed as it is written, synced, dropped from the page cache and read back: what the manifest says is
-what the disk gave back. DCP's index `.metadata` is a pickle, and a pickle can run anything; here it is read by an
-unpickler that knows the classes of an index and nothing else.
+what the disk gave back.
 """
 
 from __future__ import annotations
@@ -11,15 +10,12 @@ import hashlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from pipeline.errors import CheckpointError
 from pipeline.texts import is_file, parse_json
@@ -176,70 +172,3 @@ def verify(checkpoint: Path, *, part: int = 0, parts: int = 1) -> None:
     """
     digests = read_manifest(checkpoint)
     check(checkpoint, {n: d for i, (n, d) in enumerate(sorted(digests.items())) if i % parts == part})
-
-
-# What an index is made of; everything else in a pickle is refused before it is so much as imported.
-_CHECKPOINT = "torch.distributed.checkpoint"
-_ALLOWED = {
-    f"{_CHECKPOINT}.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    f"{_CHECKPOINT}.filesystem": {"_StorageInfo"},
-    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"},
-    "torch.serialization": {"_get_layout"},
-}
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no index holds")
-        return super().find_class(module, name)
-
-
-class Writer(dcp.FileSystemWriter):
-    """DCP's writer of files that keeps their digests and no path of the machine that wrote.
-
-    Args:
-        path: folder to write.
-        files: opens and hashes them.
-    """
-
-    def __init__(self, path: str, files: HashedFiles) -> None:
-        super().__init__(path)
-        self.fs = files
-
-    def storage_meta(self) -> None:
-        """Nothing: where a checkpoint was written is not what it is."""
-        return None
-
-
-class Reader(dcp.FileSystemReader):
-    """DCP's reader of files, whose index cannot run code or name files outside the checkpoint."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index.
-
-        Raises:
-            CheckpointError: it is damaged, or holds what no index holds.
-        """
-        path = Path(self.path) / INDEX
-        try:
-            with path.open("rb") as file:
-                metadata = _IndexUnpickler(file).load()
-        except Exception as error:  # a damaged pickle can raise anything
-            raise CheckpointError(f"{path} is no index of tensors: {error}; use another checkpoint") from error
-        if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise CheckpointError(f"{path} is no index of tensors; use another checkpoint")
-        for entry in metadata.storage_data.values():
-            if Path(entry.relative_path).name != entry.relative_path:
-                raise CheckpointError(f"{path} names {entry.relative_path!r}, which lies outside the checkpoint")
-        if strange := [n for n, e in metadata.state_dict_metadata.items() if not isinstance(e, TensorStorageMetadata)]:
-            raise CheckpointError(f"{path}: {strange[0]!r} is no tensor, and checkpoints hold nothing else")
-        return metadata

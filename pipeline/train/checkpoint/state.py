@@ -37,7 +37,7 @@ class CheckpointState:
         days_done: in continuous training, the digest of each day that was trained on to its end before.
     """
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     config: RunConfig
     schema: DatasetSchema
     moments: dict[str, tuple[float, float]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,24 +9,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.train.checkpoint.files import INDEX, UNSHARDED, Reader, sync_folder, verify, write_durably
+from pipeline.train.checkpoint.files import INDEX, UNSHARDED, sync_folder, verify, write_durably
 from pipeline.train.checkpoint.reading import load_overlap, saved_tensor
+from pipeline.train.checkpoint.shards import Reader, layout
 from pipeline.train.checkpoint.state import read_state, state_to_json
 
 _MODEL = "model."
-# Names of types in a safetensors file, https://github.com/huggingface/safetensors#format
-_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def unshard(checkpoint: Path, out: Path) -> Path:
@@ -79,32 +66,17 @@ def _entries(checkpoint: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def _map_file(path: Path, entries: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, Tensor]:
-    """Lay out a safetensors file: eight bytes of header length, the header as JSON, tensors. Returns views of it."""
-    header: dict[str, object] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    offset = 0
-    # Wide types first, so that every tensor is aligned.
-    for name, (dtype, shape) in sorted(entries.items(), key=lambda e: -e[1][0].itemsize):
-        if dtype not in _TYPES:
-            raise CheckpointError(f"{name} has type {dtype}, which a {UNSHARDED} file cannot hold")
-        size = dtype.itemsize * torch.Size(shape).numel()
-        spans[name] = (offset, offset + size)
-        header[name.removeprefix(_MODEL)] = {
-            "dtype": _TYPES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
+    """Lay out a safetensors file; returns views of it, by name in the checkpoint."""
+    header, spans = layout({name.removeprefix(_MODEL): entry for name, entry in entries.items()})
+    end = max((stop for _, stop in spans.values()), default=len(header))
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         # Reserve the space now: a full disk must be an error here, not a bus error at the first touch of a page.
-        if offset:
-            os.posix_fallocate(file.fileno(), start, offset)
-    data = torch.from_file(str(path), shared=True, size=start + offset, dtype=torch.uint8)
-    return {
-        name: data[start + a : start + b].view(entries[name][0]).view(entries[name][1])
-        for name, (a, b) in spans.items()
-    }
+        if end > len(header):
+            os.posix_fallocate(file.fileno(), len(header), end - len(header))
+    data = torch.from_file(str(path), shared=True, size=end, dtype=torch.uint8)
+    found = {}
+    for name, (dtype, shape) in entries.items():
+        start, stop = spans[name.removeprefix(_MODEL)]
+        found[name] = data[start:stop].view(dtype).view(shape)
+    return found

@@ -11,8 +11,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from pipeline.errors import CheckpointError, unknown
 from pipeline.schema import DatasetSchema
-from pipeline.train.checkpoint.files import UNSHARDED, Reader
+from pipeline.train.checkpoint.files import UNSHARDED
 from pipeline.train.checkpoint.reading import load_overlap, saved_tensor
+from pipeline.train.checkpoint.shards import Reader
 from pipeline.train.checkpoint.state import read_state
 from pipeline.train.tables import table_of
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
@@ -24,7 +25,6 @@ from pipeline.config import CheckpointConfig
 from pipeline.errors import CheckpointError
 from pipeline.train.checkpoint.files import (
     HashedFiles,
-    Writer,
     check,
     first_line,
     sync_folder,
@@ -32,6 +32,7 @@ from pipeline.train.checkpoint.files import (
     write_manifest,
 )
 from pipeline.train.checkpoint.reading import tensors_of
+from pipeline.train.checkpoint.shards import Writer
 from pipeline.train.checkpoint.shelf import Shelf, newest
 from pipeline.train.checkpoint.state import STATE, CheckpointState, record_metrics, state_to_json
 from pipeline.train.sharding import Ranks
@@ -145,7 +146,13 @@ class CheckpointWriter:
 
         self._together(target, prepare)
         try:
-            dcp.save(staged, storage_writer=Writer(str(beside), files), process_group=self.peers.host_group)
+            dcp.save(
+                staged,
+                storage_writer=Writer(str(beside), files),
+                # What a rank writes stays the same from one checkpoint to the next: planned once.
+                planner=DefaultSavePlanner(enable_plan_caching=True),
+                process_group=self.peers.host_group,
+            )
         # DCP's own error is no Exception.
         except (Exception, dcp.CheckpointException) as error:
             # Every rank gets here: DCP gathers what went wrong on any of them.
