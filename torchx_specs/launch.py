@@ -13,6 +13,9 @@ from torchx.specs.finder import ComponentValidationException
 
 CLI = "pipeline.cli"
 PORT = 29500
+# Slurm gives what a job prints a terminal (TorchX asks it not to buffer) and writes it to a file all the same, where
+# bars and colours have no place.
+ENVIRONMENT = {"TTY_COMPATIBLE": "0"}
 # Chosen by the scheduler and the same again when it restarts the job, which then goes on where it was.
 DEFAULT_RUN_DIR = f"runs/{macros.app_id}"
 
@@ -123,7 +126,7 @@ def single(
         image=image,
         entrypoint=python,
         args=["-m", CLI, verb, *arguments],
-        env=dict(env or {}),
+        env={**ENVIRONMENT, **(env or {})},
         resource=resource_of(h),
         max_retries=max_retries,
         mounts=specs.parse_mounts(mounts) if mounts else [],
@@ -166,7 +169,7 @@ def ranks(
         image=image,
         entrypoint="bash",
         args=["-c", " ".join([*launcher, job])],
-        env=dict(env or {}),
+        env={**ENVIRONMENT, **(env or {})},
         num_replicas=size.nodes,
         min_replicas=size.least if size.least < size.nodes else None,
         resource=resource,

@@ -32,6 +32,8 @@ class Args:
     """Memory that each process stays within, roughly."""
     jobs: int = 1
     """Processes that work at the same time."""
+    workers: int = 1
+    """How many times this same command is started, on nodes that share the folder, to share the work."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -54,6 +56,7 @@ def main(argv: list[str]) -> int:
         keep_state=args.keep_state,
         memory_gb=args.memory_gb,
         jobs=args.jobs,
+        workers=args.workers,
     )
     sizes = {s: sum(p.requests for p in dataset.partitions(s)) for s in dataset.schema.surfaces}
     shown = sum(p.impressions for p in dataset.description.partitions)

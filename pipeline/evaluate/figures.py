@@ -219,4 +219,5 @@ def _wilson(rate: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     centre = rate + BOUND**2 / (2 * rows)
     half = BOUND * np.sqrt(rate * (1 - rate) / rows + BOUND**2 / (4 * rows**2))
     scale = 1 + BOUND**2 / rows
-    return np.maximum((centre - half) / scale, 0.0), np.minimum((centre + half) / scale, 1.0)
+    # The interval holds the rate; at rates of 0 and 1, where its end is the rate, rounding may leave it outside.
+    return np.minimum((centre - half) / scale, rate), np.maximum((centre + half) / scale, rate)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -88,7 +90,11 @@ def test_restart_gives_identical_bytes_and_reuses_what_is_done(
         ingest(path, tmp_path / "again", params)
     assert not (tmp_path / "again" / "dataset.json").exists()
     told: list[str] = []
-    resumed = ingest(path, tmp_path / "again", params, told.append)
+    counted: list[tuple[int, int]] = []
+    resumed = ingest(path, tmp_path / "again", params, told.append, count=lambda *n: counted.append(n))
+    assert counted == sorted(counted)
+    assert counted[-1][0] == counted[-1][1]
+    assert counted[-2][0] == counted[-2][1] - 1  # but for the writing, which has no buckets
     assert digest(resumed) == digest(whole)
     assert not any("reading" in t for t in told)  # the input was not read again
     assert not (tmp_path / "again" / ".work").exists()
@@ -109,6 +115,79 @@ def test_any_number_of_processes_gives_identical_bytes(tmp_path: Path, monkeypat
     write(tmp_path, full_spec(), more)
     after = [ingest(path, tmp_path / f"next-{n}", params, previous=d.root, jobs=n) for d, n in ((two, 1), (one, 2))]
     assert rows(after[0]) == rows(after[1])
+
+
+def _worker(path: Path, out: Path, root: Path, started: Any, dying: Any, told: Any) -> None:
+    """One of two workers; with `dying` given, it dies in the middle of its first bucket of requests."""
+    if dying is not None:
+
+        def die(self: Stages, *arguments: Any) -> None:
+            (arguments[-1] / "half").write_text("a torn file")
+            dying.set()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Stages._requests = die  # type: ignore[method-assign]
+    started.wait()
+    ingest(path, out, {"root": str(root)}, told, keep_state=True, workers=4)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_workers_that_share_the_work_give_identical_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    write_before(tmp_path)
+    path, out = write(tmp_path, full_spec(), random_log(1, 200, users=12)), tmp_path / "shared"
+    context = multiprocessing.get_context("spawn")
+    started, told, dying = context.Barrier(2), context.SimpleQueue(), context.Event() if dies else None
+    other = context.Process(target=_worker, args=(path, out, tmp_path, started, dying, told.put))
+    other.start()
+    with monkeypatch.context() as patch:
+        if dying is not None:  # so that a bucket is left for the one that dies
+            genuine = Stages._requests
+            patch.setattr(Stages, "_requests", lambda *a: (dying.wait(60), genuine(*a)))
+        _worker(path, out, tmp_path, started, None, told.put)
+    other.join()
+    assert other.exitcode == (-signal.SIGKILL if dies else 0)
+    one = ingest(path, tmp_path / "one", {"root": str(tmp_path)}, keep_state=True)
+    shared = Dataset.open(tmp_path / "shared")
+    assert without_state(digest(shared)) == without_state(digest(one))
+    assert [p.name for p in shared.root.iterdir() if p.name.startswith(".")] == []
+    if not dies:  # each step was done once, by whichever came first
+        said = []
+        while not told.empty():
+            said.append(told.get())
+        assert len(said) == len(set(said))
+        assert {f"building requests {n}/4" for n in range(1, 5)} <= set(said)
+    # Who comes when all is done finds the log; another log's folder is refused.
+    assert digest(ingest(path, shared.root, {"root": str(tmp_path)}, workers=4)) == digest(shared)
+    write(tmp_path, full_spec(), random_log(2, 50))
+    with pytest.raises(DataError, match="already holds a log"):
+        ingest(path, shared.root, {"root": str(tmp_path)}, workers=4)
+
+
+def test_who_does_not_share_or_works_on_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.ingest.work.SETTING_UP_S", 0.0)
+    path = write(tmp_path, spec_with(), random_log(1, 50))
+    other = path.with_name("other.yaml")
+    other.write_text(path.read_text() + "\nweight: '2.0'\n")
+    params, genuine, said = {"root": str(tmp_path)}, Stages._requests, []
+
+    def meanwhile(self: Stages, *arguments: Any) -> None:
+        for spec, workers in ((path, 1), (other, first)):
+            with pytest.raises(DataError) as caught:
+                ingest(spec, tmp_path / "out", params, workers=workers)
+            said.append(str(caught.value))
+        genuine(self, *arguments)
+
+    monkeypatch.setattr(Stages, "_requests", meanwhile)
+    first = 2
+    ingest(path, tmp_path / "out", params, workers=first)
+    assert "another ingest is at work in the folder" in said[0]
+    assert "workers with another spec, other inputs or other flags are at work here" in said[1]
+    with pytest.raises(ConfigError, match="workers is 0"):
+        ingest(path, tmp_path / "none", params, workers=0)
 
 
 def test_the_most_pairs_that_item_vectors_take_are_the_same_for_any_buckets(

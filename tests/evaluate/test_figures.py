@@ -67,6 +67,16 @@ def test_wilson_of_one_in_ten_is_the_textbooks() -> None:
     assert (low[0], high[0]) == pytest.approx((0.01787, 0.40415), abs=1e-5)
 
 
+def test_wilson_holds_the_rate_where_nobody_or_everybody_clicked() -> None:
+    # Rounding puts 0 out of the interval of 0 in 13 rows, say, and a bar of negative length cannot be drawn.
+    rows = np.arange(1.0, 400.0)
+    for rate in (0.0, 1.0):
+        low, high = figures._wilson(np.full(rows.size, rate), rows)
+        assert (low <= rate).all()
+        assert (high >= rate).all()
+        assert ((high - low) < 1).all()
+
+
 def test_roc_ends_in_the_corners_and_names_the_auc() -> None:
     figure = figures.roc(RUNS, task="click", surfaces=["hf"])
     (panel,) = figure.axes

@@ -6,6 +6,7 @@ Each bucket of each step is written once and found again after a restart.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from pipeline.data.ingest.similarity import chosen_slices, item_vectors, slice_o
 from pipeline.data.ingest.source import ROW
 from pipeline.data.ingest.spec import IngestSpec, VocabularySpec
 from pipeline.data.ingest.state import State, end_of
-from pipeline.data.ingest.work import Work, file_identity
+from pipeline.data.ingest.work import POLL_S, Work, file_identity
 from pipeline.errors import DataError
 from pipeline.schema import HISTORY_ITEM
 
@@ -49,6 +50,15 @@ class Inputs:
     tables: list[Path]
 
 
+def identity_of(spec: IngestSpec, inputs: Inputs, previous: State | None) -> dict[str, Any]:
+    """What the log that is made depends on."""
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "inputs": file_identity(inputs.logs + inputs.earlier + inputs.tables),
+        "previous": None if previous is None else file_identity([previous.folder / "state.json"]),
+    }
+
+
 class Reading:
     """From flat files to prepared events.
 
@@ -59,8 +69,10 @@ class Reading:
         buckets: how many parts to cut the users (and keys) into.
         previous: state of an earlier ingest to go on from.
         keep_state: whether to write the state for a later one.
-        progress: told what begins.
+        progress: told what begins, or has been done by one of several processes.
+        count: told how many steps are done, and of how many.
         processes: that handle buckets; this one alone if left out.
+        alone: whether no other worker is in the folder.
     """
 
     def __init__(
@@ -73,40 +85,72 @@ class Reading:
         previous: State | None,
         keep_state: bool,
         progress: Callable[[str], None],
+        count: Callable[[int, int], None] | None = None,
         processes: Processes | None = None,
+        alone: bool = True,
     ) -> None:
         self.spec, self.inputs, self.buckets, self._processes = spec, inputs, buckets, processes or Processes(1)
         self._previous, self.keep_state, self.progress = previous, keep_state, progress
-        self.identity: dict[str, Any] = {
-            "spec": spec.model_dump(mode="json"),
-            "inputs": file_identity(inputs.logs + inputs.earlier + inputs.tables),
-            "previous": None if previous is None else file_identity([previous.folder / "state.json"]),
-        }
+        self._count, self._counted = count or _uncounted, 0
+        self.identity = identity_of(spec, inputs, previous)
         polars = pl.__version__  # its hash cuts the buckets
-        self.work = Work(folder, {**self.identity, "buckets": buckets, "keep_state": keep_state, "polars": polars})
+        self.work = Work(
+            folder, {**self.identity, "buckets": buckets, "keep_state": keep_state, "polars": polars}, alone=alone
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        parts = len(_BY_USER) if self._previous is not None else 0
+        vectors = self.spec.causal.similarity is not None
+        return len(self.inputs.logs) + len(self.inputs.earlier) + parts + 2 * self.buckets + vectors
 
     def _once(self, name: str, what: str, write: Callable[..., None], *arguments: Any) -> None:
         """Do a step unless it was done: `write` gets the arguments and, last, the folder to write into."""
-        if not self.work.done(name):
-            self.progress(what)
-            with self.work.step(name) as folder:
-                write(*arguments, folder)
+        self._one_by_one([Step(name, what, arguments)], write)
+
+    def _one_by_one(self, steps: Iterable[Step], write: Callable[..., None], *shared: Any) -> None:
+        """Do steps in this process, those apart that others are at; wait for these."""
+        for todo in self._rounds(steps):
+            for step in todo:
+                with self.work.claimed(step.name) as mine:
+                    if mine:
+                        self.progress(step.what)
+                        with self.work.step(step.name) as folder:
+                            write(*step.arguments, *shared, folder)
 
     def _each(self, steps: Iterable[Step], write: Callable[..., None], *shared: Any) -> None:
         """Do steps that do not depend on each other: `write` gets a step's arguments, `shared`, and the folder."""
-        todo = [step for step in steps if not self.work.done(step.name)]
-        if self._processes.jobs > 1 and len(todo) > 1:
-            self._processes.run(partial(_do, self, write.__name__, shared), todo, self.progress)
+        steps = list(steps)
+        if self._processes.jobs == 1 or len(steps) == 1:
+            self._one_by_one(steps, write, *shared)
             return
-        for step in todo:
-            self._once(step.name, step.what, write, *step.arguments, *shared)
+        for todo in self._rounds(steps):
+            self._processes.run(partial(_do, self, write.__name__, shared), todo, self.progress)
+
+    def _rounds(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
+        """Steps that are not done, until all are: those that another worker is at come again in the next round."""
+        steps = list(steps)
+        todo = [step for step in steps if not self.work.done(step.name)]
+        while todo:
+            yield todo
+            todo = [step for step in todo if not self.work.done(step.name)]
+            if todo:
+                time.sleep(POLL_S)
+        self._counted += len(steps)
+        self._count(self._counted, self.steps)
 
     def _by_bucket(self, name: str, what: str) -> Iterator[Step]:
         for bucket in range(self.buckets):
             yield Step(f"{name}-{bucket:04d}", f"{what} {bucket + 1}/{self.buckets}", (bucket,))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "progress": _silent, "_processes": Processes(1)}  # these stay where they are
+        return {
+            **self.__dict__,
+            "progress": _silent,
+            "_count": _uncounted,
+            "_processes": Processes(1),
+        }  # these stay where they are
 
     def at(self, folder: Path) -> Self:
         """The same steps in another folder, which is emptied."""
@@ -117,10 +161,16 @@ class Reading:
     def cut(self) -> None:
         """Read every input once and cut it by user."""
         after = None if self._previous is None else self._previous.last_day
-        for i, path in enumerate(self.inputs.logs):
-            self._once(f"events-{i:05d}", f"reading {path}", write_events, self.spec, path, self.buckets, after)
-        for i, path in enumerate(self.inputs.earlier):
-            self._once(f"earlier-{i:05d}", f"reading {path}", write_earlier, self.spec, path, self.buckets)
+        logs = (
+            Step(f"events-{i:05d}", f"reading {path}", (self.spec, path, self.buckets, after))
+            for i, path in enumerate(self.inputs.logs)
+        )
+        self._one_by_one(logs, write_events)
+        before = (
+            Step(f"earlier-{i:05d}", f"reading {path}", (self.spec, path, self.buckets))
+            for i, path in enumerate(self.inputs.earlier)
+        )
+        self._one_by_one(before, write_earlier)
         for name in _BY_USER if self._previous is not None else ():
             self._once(f"state-{name}", f"reading the state: {name}", self._cut_state, name)
 
@@ -288,9 +338,15 @@ def _silent(what: str) -> None:
     """Progress that nobody reads."""
 
 
+def _uncounted(done: int, total: int) -> None:
+    """Steps that nobody counts."""
+
+
 def _do(reading: Reading, write: str, shared: tuple[Any, ...], step: Step) -> None:
-    with reading.work.step(step.name) as folder:
-        getattr(reading, write)(*step.arguments, *shared, folder)
+    with reading.work.claimed(step.name) as mine:
+        if mine:
+            with reading.work.step(step.name) as folder:
+                getattr(reading, write)(*step.arguments, *shared, folder)
 
 
 def _keys_of(keys: pl.Series, day: pl.Series | None = None) -> pl.DataFrame:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -13,10 +15,12 @@ from pipeline.data.ingest.assemble import file_requests, merge
 from pipeline.data.ingest.describe import causal_features, dataset_schema
 from pipeline.data.ingest.load import load_spec
 from pipeline.data.ingest.parallel import Processes
+from pipeline.data.ingest.reading import identity_of
 from pipeline.data.ingest.source import ROW, find_files, is_parquet, scan
 from pipeline.data.ingest.spec import IngestSpec
 from pipeline.data.ingest.stages import Inputs, Stages
 from pipeline.data.ingest.state import State, save_state
+from pipeline.data.ingest.work import Presence, at_work
 from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter
 from pipeline.errors import ConfigError, DataError
 
@@ -30,10 +34,12 @@ def ingest(
     params: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
     *,
+    count: Callable[[int, int], None] | None = None,
     previous: str | Path | None = None,
     keep_state: bool = False,
     memory_gb: float = 4.0,
     jobs: int = 1,
+    workers: int = 1,
 ) -> Dataset:
     """Turn flat impression logs into a request-grouped log.
 
@@ -44,6 +50,7 @@ def ingest(
         out: folder of the log to be; must not hold one.
         params: values of the spec's parameters.
         progress: told what begins, in a few words.
+        count: told how many steps are done, and of how many.
         previous: folder of a log made by the same spec with `keep_state`; only days after its last are
             ingested, and what they look back on comes from its state.
         keep_state: save what a later ingest needs to go on from this one, under `out/state`.
@@ -51,48 +58,78 @@ def ingest(
             result does not depend on it.
         jobs: processes that handle buckets at the same time, each within `memory_gb`. The result does not
             depend on it. A script that gives more than 1 needs the usual `if __name__ == "__main__":`.
+        workers: calls of this function with these same arguments, here or on other machines that see the same
+            `out`, that share the work. Each takes what no other is at, one writes the log, all return it; what a
+            worker was at when it died another does. One that comes when all is done returns the log too. The
+            result does not depend on it.
 
     Raises:
         ConfigError: the spec, its parameters or an argument do not make sense, or are not those of `previous`.
-        DataError: a file, column or row is not what the spec says, or `out` already holds a log.
+        DataError: a file, column or row is not what the spec says, `out` already holds a log, or others are at work
+            there on something else.
     """
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}; give 1 or more")
+    for name, value in (("jobs", jobs), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; give 1 or more")
     loaded = load_spec(spec, params)
     out = Path(out)
-    if (out / DESCRIPTION).exists():
-        raise DataError("the folder already holds a log; choose another, or remove it first", file=str(out))
     before = None if previous is None else State.open(previous, loaded)
     inputs = find_inputs(loaded)
-    with Processes(jobs) as processes:
+    with Processes(jobs) as processes, at_work(out, shared=workers > 1) as presence:
+        if (out / DESCRIPTION).exists():
+            return _done_by_others(out, identity_of(loaded, inputs, before), shared=workers > 1)
         stages = Stages(
             loaded,
             inputs,
             out / ".work",
-            buckets=max(bucket_count(loaded, inputs.logs, memory_gb), jobs),
+            buckets=max(bucket_count(loaded, inputs.logs, memory_gb), jobs * workers),
             previous=before,
             keep_state=keep_state,
             progress=progress or (lambda _: None),
+            count=count,
             processes=processes,
+            alone=presence.alone,
         )
-        return _run(loaded, out, stages)
+        if workers > 1:
+            presence.let_others_in()
+            stages.work.check()
+        return _run(loaded, out, stages, presence)
 
 
-def _run(spec: IngestSpec, out: Path, stages: Stages) -> Dataset:
+def _run(spec: IngestSpec, out: Path, stages: Stages, presence: Presence) -> Dataset:
     encoders = stages.encoders()
     schema = dataset_schema(spec, encoders.ids)  # refuses clashing names before the long work
     stages.prepare(encoders)
     stages.cross()
     stages.assemble(schema)
-    writer = LogWriter(out, schema)
-    merge(spec, stages.request_folders(), writer, stages.progress, file_requests(schema))
-    for name, how in spec.vocabularies.items():
-        if how.method == "index":
-            encoders.ids[name].write(out)
-    if stages.keep_state:
-        save_state(spec, out, stages.state_folders(encoders), stages.last_day)
-    dataset = writer.close(stages.provenance(encoders))
-    stages.work.remove()
+    with presence.last_part((out / DESCRIPTION).exists) as mine:
+        if not mine:
+            return Dataset.open(out)
+        writer = LogWriter(out, schema)
+        merge(spec, stages.request_folders(), writer, stages.progress, file_requests(schema))
+        for name, how in spec.vocabularies.items():
+            if how.method == "index":
+                encoders.ids[name].write(out)
+        if stages.keep_state:
+            save_state(spec, out, stages.state_folders(encoders), stages.last_day)
+        dataset = writer.close(stages.provenance(encoders))
+        stages.written()
+        presence.wait_until_alone()
+        stages.work.remove()
+        presence.remove_locks()
+        return dataset
+
+
+def _done_by_others(out: Path, identity: Mapping[str, Any], *, shared: bool) -> Dataset:
+    """The log that the other workers have made.
+
+    Raises:
+        DataError: nobody shares this work, or the log is not of these arguments.
+    """
+    dataset = Dataset.open(out)
+    made = dataset.description.provenance
+    if not shared or {name: made.get(name) for name in identity} != json.loads(json.dumps(identity)):
+        raise DataError("the folder already holds a log; choose another, or remove it first", file=str(out))
     return dataset
 
 

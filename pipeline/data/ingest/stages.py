@@ -26,6 +26,14 @@ __all__ = ["Inputs", "Stages"]
 class Stages(Reading):
     """All steps between the flat files and the rows of requests; see `Reading` for the arguments."""
 
+    @property
+    def steps(self) -> int:
+        """How many steps there are, the last of which writes the log."""
+        rates = self.spec.causal.rates
+        across = len(self._rates(across_users=True))
+        states = len(rates) if self._previous is not None else 0
+        return super().steps + across * (1 + self.buckets) + states + self.buckets + 1
+
     def _rates(self, *, across_users: bool) -> list[tuple[int, Rate]]:
         return [(i, r) for i, r in enumerate(self.spec.causal.rates) if crosses_users(r) == across_users]
 
@@ -161,6 +169,10 @@ class Stages(Reading):
         if self.keep_state:
             self._keep(out, "before", bucket, history.state(self.carry_until))
         return history
+
+    def written(self) -> None:
+        """The last step is done."""
+        self._count(self.steps, self.steps)
 
     def request_folders(self) -> list[Path]:
         """Where `assemble` wrote, by bucket."""
