@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ Train = Callable[[RunConfig, Path, dict[str, str]], dict[str, Any]]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Trials drawn at random before the sampler learns from them and the pruner has a median to go by.
 STARTUP_TRIALS = 5
+# Seconds between two looks at the others' trials.
+POLL_S = 1.0
 # User attribute: the folder of a trial's runs, which outlives the worker that began it.
 FOLDER = "folder"
 
@@ -80,7 +83,9 @@ class Sweep:
 def work(sweep: Sweep, train: Train, say: Callable[[str], None]) -> optuna.Study:
     """Take trials until the study has enough; any number of workers may do so at once, and it can be called again.
 
-    Trials whose worker died are begun again with the same values in the same folder, so that their runs go on.
+    Trials whose worker died are begun again with the same values in the same folder, so that their runs go on. A worker
+    that finds no more trials waits for the others and stands in for those that die: all see the same best trial, and
+    launchers that end a job some time after its first process has ended (srun --wait) end no trial.
 
     Raises:
         ConfigError: the folder holds another study, or the log is too short.
@@ -93,9 +98,14 @@ def work(sweep: Sweep, train: Train, say: Callable[[str], None]) -> optuna.Study
         _revive(study, sweep.folder, say)
     while True:
         with _next(sweep, study) as trial:
-            if trial is None:
-                break
-            _try(sweep, study, trial, sweep.folder / trial.user_attrs[FOLDER], train, say)
+            if trial is not None:
+                _try(sweep, study, trial, sweep.folder / trial.user_attrs[FOLDER], train, say)
+                continue
+        if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            break
+        time.sleep(POLL_S)
+        with _locked(sweep.folder / "study.lock", wait=True):
+            _revive(study, sweep.folder, say)
     _write_best(sweep, study)
     return study
 

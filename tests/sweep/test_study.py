@@ -110,19 +110,40 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_folder_with_its_values(tmp_path
 
 
 def test_a_trial_that_was_only_just_taken_is_not_begun_again_by_another_worker(tmp_path: Path) -> None:
-    sweep = sweep_in(tmp_path / "study", trials=3)
+    sweep = sweep_in(tmp_path / "study", trials=2)
     study = work(replace(sweep, trials=1), objective, silent)
     said: list[str] = []
     with _next(sweep, study) as trial:
         assert trial is not None
         trial.suggest_float("optimizer.dense_lr", 0.0001, 0.1, log=True)
-        other = work(replace(sweep, trials=2), objective, said.append)
-        assert [t.state for t in other.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+        _revive(study, sweep.folder, said.append)
+        assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.RUNNING]
         assert said == []
     # Now nobody holds its folder: its worker is gone.
-    other = work(replace(sweep, trials=2), objective, said.append)
-    assert [t.state for t in other.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    study = work(sweep, objective, said.append)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert said[0] == "trial 1 was cut off; it is begun again and goes on in trial-1"
+
+
+def test_a_worker_without_trials_waits_for_the_others_and_stands_in_for_one_that_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_in(tmp_path / "study", trials=2)
+    study = work(replace(sweep, trials=1), objective, silent)
+    said: list[str] = []
+    other = _next(sweep, study)
+    trial = other.__enter__()
+    assert trial is not None
+    trial.suggest_float("optimizer.dense_lr", 0.0001, 0.1, log=True)
+
+    def dies(seconds: float) -> None:
+        assert said == []  # it waited
+        other.__exit__(None, None, None)
+
+    monkeypatch.setattr("pipeline.sweep.study.time.sleep", dies)
+    ended = work(sweep, objective, said.append)
+    assert said[0] == "trial 1 was cut off; it is begun again and goes on in trial-1"
+    assert [t.state for t in ended.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
 
 
 def test_a_trial_that_ends_while_another_worker_looks_is_left_alone(
