@@ -17,7 +17,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from components.inputs import ModelInputs
 from pipeline.data.batch import Batch
-from pipeline.data.block import ABSENT, Jagged, RequestBlock
+from pipeline.data.block import Jagged, RequestBlock
+from pipeline.data.columns import ABSENT
 from pipeline.data.layout import FeatureLayout
 from pipeline.schema import (
     HISTORY_ACTION,
@@ -92,8 +93,9 @@ def _history(block: RequestBlock, layout: FeatureLayout, id_type: torch.dtype) -
 def _matrix(columns: dict[str, Tensor], names: tuple[str, ...], rows: int, dtype: torch.dtype) -> Tensor:
     """[rows, names]; absent where there is no such column."""
     out = torch.empty(rows, len(names), dtype=dtype)
+    filled = out.numpy()  # small copies cost less through NumPy
     for j, name in enumerate(names):
-        out[:, j] = columns.get(name, torch.nan if dtype.is_floating_point else ABSENT)
+        filled[:, j] = columns[name].numpy() if name in columns else torch.nan if dtype.is_floating_point else ABSENT
     return out
 
 
@@ -209,27 +211,30 @@ def _bags(single: Tensor, names: tuple[str, ...], several: list[dict[str, Jagged
     """Ids of features, any number a row: lists as they are, else zero or one from the matrix [rows, names]."""
     if not names:
         return []
-    listed = [any(name in lists for lists in several) for name in names]
-    # Key by key, as the batch wants it; features that come as lists are no columns of it.
-    kept = [column for column, is_list in zip(single.unbind(1), listed, strict=True) if not is_list]
-    columns = torch.stack(kept) if kept else single.new_empty(0, single.shape[0])
-    # Masks go several times quicker through NumPy than through torch.
-    there = columns.numpy() >= 0
-    values = torch.from_numpy(columns.numpy()[there])
-    lengths = torch.from_numpy(there.astype(np.int64))
-    from_matrix = zip(values.split(np.count_nonzero(there, axis=1).tolist()), lengths, strict=True)
+    nothing = single.new_empty(0)
     found: list[_Pieces] = []
-    for name, is_list in zip(names, listed, strict=True):
-        if is_list:
+    for name, column in zip(names, single.t().contiguous(), strict=True):
+        if any(name in lists for lists in several):
             pieces = [
-                lists.get(name) or Jagged(values[:0], torch.zeros(n, dtype=torch.int64))
+                lists.get(name) or Jagged(nothing, torch.zeros(n, dtype=torch.int64))
                 for lists, n in zip(several, rows, strict=True)
             ]
             found.append(([p.values for p in pieces], [p.lengths for p in pieces]))
         else:
-            column, ones = next(from_matrix)
-            found.append(([column], [ones]))
+            values, lengths = _present(column)
+            found.append(([values], [lengths]))
     return found
+
+
+def _present(column: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids that are not absent, and how many each row has: none or one."""
+    # Masks go several times quicker through NumPy than through torch, and none at all is needed for most columns.
+    ids = column.numpy()
+    there = ids >= 0
+    count = np.count_nonzero(there)
+    if count == ids.size:
+        return column, torch.ones(ids.size, dtype=torch.int64)
+    return torch.from_numpy(ids[there]), torch.from_numpy(there.astype(np.int64))
 
 
 def _keyed(columns: list[_Pieces], keys: tuple[str, ...], stride: int) -> KeyedJaggedTensor:

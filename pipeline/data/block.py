@@ -13,10 +13,10 @@ from functools import cached_property
 import fbgemm_gpu  # noqa: F401  registers torch.ops.fbgemm
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from pipeline.data.columns import Column, columns_of_table
 from pipeline.schema import (
     HISTORY_ACTION,
     HISTORY_SURFACE,
@@ -29,13 +29,6 @@ from pipeline.schema import (
     Level,
 )
 
-ABSENT = -1
-_DTYPES = {
-    pa.int8(): torch.int8,
-    pa.int32(): torch.int32,
-    pa.int64(): torch.int64,
-    pa.float32(): torch.float32,
-}
 # What `permute_2D_sparse_data` copies on CPU.
 _PERMUTED = (torch.int32, torch.int64, torch.float32, torch.float64)
 
@@ -189,21 +182,6 @@ class RequestBlock:
         )
 
 
-def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A column as one array; without a copy where it is one already."""
-    if isinstance(column, pa.Array):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def entries(array: pa.ListArray) -> pa.Array:
-    """What `flatten` gives, without its cost where no list is null: it goes through Arrow's compute functions."""
-    if array.null_count:
-        return array.flatten()
-    first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
-    return array.values.slice(first, last - first)
-
-
 def block_from_arrow(table: pa.RecordBatch | pa.Table, schema: DatasetSchema) -> RequestBlock:
     """Requests of one surface as tensors; columns that are not in the table are left out.
 
@@ -214,19 +192,22 @@ def block_from_arrow(table: pa.RecordBatch | pa.Table, schema: DatasetSchema) ->
     Raises:
         SchemaError: a column that the schema does not know.
     """
-    n = table.num_rows
-    zero = torch.zeros(n, dtype=torch.int64)
+    return block_of(columns_of_table(table), schema, table.num_rows)
+
+
+def block_of(columns: dict[str, Column], schema: DatasetSchema, rows: int) -> RequestBlock:
+    """Requests of one surface as tensors, of columns that were taken apart; see `block_from_arrow`."""
+    zero = torch.zeros(rows, dtype=torch.int64)
     block = RequestBlock({}, {}, zero, {}, {}, zero, {})
-    for name, column in zip(table.schema.names, table.columns, strict=True):
-        _add_column(block, name, one_array(column), schema)
+    for name, column in columns.items():
+        _add_column(block, name, column, schema)
     return block
 
 
-def _add_column(block: RequestBlock, name: str, array: pa.Array, schema: DatasetSchema) -> None:
-    if not pa.types.is_list(array.type):
-        block.scalars[name] = _values(array)
+def _add_column(block: RequestBlock, name: str, column: Column, schema: DatasetSchema) -> None:
+    if not column.bounds:
+        block.scalars[name] = column.tensor
         return
-    flat = entries(array)
     if name in schema.tasks or name == WEIGHT:
         level, several = Level.CANDIDATE, False
     elif name in (HISTORY_ACTION, HISTORY_SURFACE, HISTORY_TIME_MS):
@@ -235,34 +216,18 @@ def _add_column(block: RequestBlock, name: str, array: pa.Array, schema: Dataset
         feature = schema.feature(name)
         level, several = feature.level, feature.multi_valued
     if level is Level.REQUEST:
-        block.lists[name] = Jagged(_values(flat), _lengths(array))
+        block.lists[name] = Jagged(column.tensor, column.lengths())
     elif level is Level.HISTORY:
         # Columns of a level share their lengths: those of the first do.
         if not block.history:
-            block.history_lengths = _lengths(array)
-        block.history[name] = _values(flat)
+            block.history_lengths = column.lengths()
+        block.history[name] = column.tensor
     elif several:
-        block.candidate_lists[name] = Jagged(_values(entries(flat)), _lengths(flat))
+        block.candidate_lists[name] = Jagged(column.tensor, column.lengths(1))
     else:
         if not block.candidates:
-            block.candidate_counts = _lengths(array)
-        block.candidates[name] = _values(flat)
-
-
-def _lengths(array: pa.ListArray) -> Tensor:
-    if array.null_count:
-        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
-        return torch.from_numpy(lengths.astype(np.int64))
-    return torch.from_numpy(np.diff(array.offsets.to_numpy()).astype(np.int64))
-
-
-def _values(array: pa.Array) -> Tensor:
-    if array.null_count:
-        absent = float("nan") if pa.types.is_floating(array.type) else ABSENT
-        array = pc.fill_null(array, pa.scalar(absent, type=array.type))
-    # DLPack shares Arrow's read-only buffer without a copy; nothing writes to the tensors of a block.
-    # A capsule spares torch's questions about devices.
-    return torch.from_dlpack(array.__dlpack__()) if len(array) else torch.empty(0, dtype=_DTYPES[array.type])
+            block.candidate_counts = column.lengths()
+        block.candidates[name] = column.tensor
 
 
 def columns_of(schema: DatasetSchema, surface: str, features: frozenset[str], tasks: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.block import entries, one_array
+from pipeline.data.columns import Column, columns_of_table
 from pipeline.data.logs import arrow_schema
 from pipeline.errors import DataError
 from pipeline.schema import (
@@ -26,6 +26,9 @@ from pipeline.schema import (
     Kind,
     Level,
 )
+
+# The unsigned type as wide as each type of ids.
+_UNSIGNED = {np.dtype(f"i{n}"): np.dtype(f"u{n}") for n in (1, 2, 4, 8)}
 
 
 def check_columns(
@@ -103,34 +106,42 @@ def table_faults(
     columns: frozenset[str] | None = None,
 ) -> Iterator[DataError]:
     """Every fault of a table, at most a few a column; see `check_table`."""
+    return value_faults(columns_of_table(table, columns), schema, surface, file=file, row_group=row_group)
+
+
+def value_faults(
+    columns: dict[str, Column], schema: DatasetSchema, surface: str, *, file: str, row_group: int | None = None
+) -> Iterator[DataError]:
+    """Every fault of columns that were taken apart, at most a few a column; see `check_table`."""
     at = _Where(file, row_group)
-    given = zip(table.schema.names, table.columns, strict=True)
-    arrays = {name: one_array(column) for name, column in given if columns is None or name in columns}
     for name in (REQUEST_ID, USER_ID, TIMESTAMP_MS):
-        if name in arrays and arrays[name].null_count:
+        if name in columns and columns[name].nulls:
             yield at.error("the column holds nulls", name)
     features = schema.select(surface=surface)
     for f in features:
-        if f.name in arrays:
-            yield from _value_faults(_flat(arrays[f.name]), f, schema, at)
+        if f.name in columns:
+            yield from _feature_faults(columns[f.name], f, schema, at)
     candidate = [f.name for f in features if f.level is Level.CANDIDATE]
     history = [f.name for f in schema.select(level=Level.HISTORY)]
     history += [HISTORY_ACTION, HISTORY_SURFACE, HISTORY_TIME_MS]
     unequal: set[str] = set()
     for names in ([*schema.tasks, WEIGHT, *candidate], history):
-        for fault in _length_faults({c: arrays[c] for c in names if c in arrays}, at):
+        for fault in _length_faults({c: columns[c] for c in names if c in columns}, at):
             unequal.add(fault.column or "")
             yield fault
     for task in schema.tasks:
-        if task in arrays:
-            yield from _range_faults(_flat(arrays[task]), 0.0, 1.0, "label", task, at)
-    if WEIGHT in arrays:
-        yield from _range_faults(_flat(arrays[WEIGHT]), 0.0, np.inf, "weight", WEIGHT, at)
+        if task in columns:
+            yield from _range_faults(columns[task], 0.0, 1.0, "label", task, at)
+    if WEIGHT in columns:
+        yield from _range_faults(columns[WEIGHT], 0.0, np.inf, "weight", WEIGHT, at)
     for name, codes in ((HISTORY_ACTION, schema.action_count), (HISTORY_SURFACE, 1 + len(schema.surfaces))):
-        if name in arrays:
-            yield from _id_faults(_flat(arrays[name]), codes, "codes", name, at)
-    if HISTORY_TIME_MS in arrays and TIMESTAMP_MS in arrays and HISTORY_TIME_MS not in unequal:
-        yield from _history_time_faults(arrays[HISTORY_TIME_MS], arrays[TIMESTAMP_MS], schema, at)
+        if name in columns:
+            yield from _id_faults(columns[name], codes, "codes", name, at)
+    for name, what in ((HISTORY_ACTION, "action"), (HISTORY_SURFACE, "surface"), (HISTORY_TIME_MS, "time")):
+        if name in columns and columns[name].absent:
+            yield at.error(f"a history event lacks its {what}", name)
+    if HISTORY_TIME_MS in columns and TIMESTAMP_MS in columns and HISTORY_TIME_MS not in unequal:
+        yield from _history_time_faults(columns[HISTORY_TIME_MS], columns[TIMESTAMP_MS], schema, at)
 
 
 class _Where:
@@ -142,25 +153,19 @@ class _Where:
         return DataError(problem, file=self.file, row_group=self.row_group, column=column)
 
 
-def _flat(array: pa.Array) -> pa.Array:
-    while isinstance(array, pa.ListArray):
-        array = entries(array)
-    return array
-
-
-def _length_faults(lists: dict[str, pa.Array], at: _Where) -> Iterator[DataError]:
+def _length_faults(lists: dict[str, Column], at: _Where) -> Iterator[DataError]:
     """Null lists, and rows whose lists differ in length from those of the first column."""
     first: np.ndarray | None = None
     first_name = ""
-    for name, array in lists.items():
-        if array.null_count:
+    for name, column in lists.items():
+        if column.nulls:
             yield at.error("the column holds null lists; an empty list is the way to say 'nothing'", name)
             continue
-        offsets = array.offsets.to_numpy()
+        bounds = column.bounds[0]
         if first is None:
-            first, first_name = offsets, name
-        elif not np.array_equal(offsets - offsets[0] if array.offset else offsets, first - first[0]):
-            lengths, wanted = np.diff(offsets), np.diff(first)
+            first, first_name = bounds, name
+        elif not np.array_equal(bounds, first):
+            lengths, wanted = np.diff(bounds), np.diff(first)
             row = int(np.flatnonzero(lengths != wanted)[0])
             yield at.error(
                 f"row {row} has {int(lengths[row])} entries where {first_name!r} has {int(wanted[row])}; "
@@ -169,64 +174,64 @@ def _length_faults(lists: dict[str, pa.Array], at: _Where) -> Iterator[DataError
             )
 
 
-def _value_faults(flat: pa.Array, feature: Feature, schema: DatasetSchema, at: _Where) -> Iterator[DataError]:
+def _feature_faults(column: Column, feature: Feature, schema: DatasetSchema, at: _Where) -> Iterator[DataError]:
     if feature.kind is Kind.CATEGORICAL:
         size = schema.vocabulary(feature.vocabulary or "").size
-        if feature.level is Level.HISTORY and flat.null_count:
+        if feature.level is Level.HISTORY and column.absent:
             yield at.error("a history event lacks its id", feature.name)
-        if feature.level is Level.CANDIDATE and flat.null_count and schema.is_shared(feature):
+        if feature.level is Level.CANDIDATE and column.absent and schema.is_shared(feature):
             yield at.error(
                 f"a candidate lacks its id; vocabulary {feature.vocabulary!r} is used at several levels, where every "
                 "candidate needs one: give it an id that stands for the unknown",
                 feature.name,
             )
-        yield from _id_faults(flat, size, f"ids of vocabulary {feature.vocabulary!r}", feature.name, at)
-    elif len(flat) and not np.isfinite(_numbers(flat)).all():
+        yield from _id_faults(column, size, f"ids of vocabulary {feature.vocabulary!r}", feature.name, at)
+    elif np.count_nonzero(np.isfinite(column.numbers)) != column.numbers.size - column.absent:
         yield at.error("the column holds NaN or infinity; null is the way to say 'absent'", feature.name)
 
 
-def _numbers(flat: pa.Array) -> np.ndarray:
-    return (flat.drop_null() if flat.null_count else flat).to_numpy(zero_copy_only=False)
-
-
-def _id_faults(flat: pa.Array, size: int, what: str, column: str, at: _Where) -> Iterator[DataError]:
-    if len(flat) == flat.null_count:
+def _id_faults(column: Column, size: int, what: str, name: str, at: _Where) -> Iterator[DataError]:
+    values = column.numbers
+    if not values.size:
         return
-    values = _numbers(flat)
-    # Seen as unsigned, a negative id is larger than any size: one pass finds both kinds.
-    if int(values.view(f"u{values.dtype}").max()) >= size:
-        bad = int(values.min()) if values.min() < 0 else int(values.max())
-        yield at.error(f"the column holds {bad}; {what} lie in [0, {size})", column)
+    if column.absent:
+        # What is absent reads -1; more negative ids than that were given as such.
+        wrong = int(values.max()) >= size or np.count_nonzero(values < 0) != column.absent
+    else:
+        # Seen as unsigned, a negative id is larger than any size: one pass finds both kinds.
+        wrong = int(values.view(_UNSIGNED[values.dtype]).max()) >= size
+    if wrong:
+        given = column.given.drop_null().to_numpy()
+        bad = int(given.min()) if given.min() < 0 else int(given.max())
+        yield at.error(f"the column holds {bad}; {what} lie in [0, {size})", name)
 
 
-def _range_faults(flat: pa.Array, low: float, high: float, what: str, column: str, at: _Where) -> Iterator[DataError]:
-    values = _numbers(flat)
-    # A comparison with NaN is false, and the extremes of values with a NaN are NaN.
-    if values.size and not (low <= values.min() and (most := values.max()) <= high and most < np.inf):
-        wrong = values[~((values >= low) & (values <= high) & (values < np.inf))][0]
-        yield at.error(f"the column holds {what} {wrong}; it must lie in [{low:g}, {high:g}]", column)
+def _range_faults(column: Column, low: float, high: float, what: str, name: str, at: _Where) -> Iterator[DataError]:
+    values = column.numbers
+    # A comparison with NaN is false: absent values, which read NaN, and those that are NaN fail it alike.
+    sound = np.count_nonzero((values >= low) & (values <= high) & (values < np.inf))
+    if sound != values.size - column.absent:
+        given = column.given.drop_null().to_numpy()
+        wrong = given[~((given >= low) & (given <= high) & (given < np.inf))][0]
+        yield at.error(f"the column holds {what} {wrong}; it must lie in [{low:g}, {high:g}]", name)
 
 
-def _history_time_faults(
-    history: pa.Array, timestamp: pa.Array, schema: DatasetSchema, at: _Where
-) -> Iterator[DataError]:
+def _history_time_faults(history: Column, timestamp: Column, schema: DatasetSchema, at: _Where) -> Iterator[DataError]:
     """The events of a request are in order, and the last of them was known at its time."""
-    if history.null_count or timestamp.null_count:
+    if history.nulls or timestamp.nulls:
         return
-    times = entries(history).to_numpy(zero_copy_only=False)
-    offsets = history.offsets.to_numpy()
-    offsets = offsets - offsets[0]
+    times, bounds = history.numbers, history.bounds[0]
     back = times[1:] < times[:-1]
     # A step back in time is sound only where the events of the next request begin.
-    begins = offsets[(offsets > 0) & (offsets < times.size)]
+    begins = bounds[(bounds > 0) & (bounds < times.size)]
     back[begins - 1] = False
     if back.any():
-        row = int(np.searchsorted(offsets, 1 + back.argmax(), side="right")) - 1
+        row = int(np.searchsorted(bounds, 1 + back.argmax(), side="right")) - 1
         yield at.error(f"the history of row {row} is not in order of time, oldest first", HISTORY_TIME_MS)
         return
-    some = np.flatnonzero(np.diff(offsets))
-    newest = times[offsets[1:][some] - 1]
-    known_until = timestamp.to_numpy()[some] - schema.label_delay_ms
+    some = np.flatnonzero(np.diff(bounds))
+    newest = times[bounds[1:][some] - 1]
+    known_until = timestamp.numbers[some] - schema.label_delay_ms
     late = np.flatnonzero(newest >= known_until)
     if late.size:
         i = int(late[0])

@@ -17,8 +17,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.block import one_array
 from pipeline.data.check import column_faults, table_faults
+from pipeline.data.columns import one_array
 from pipeline.data.logs import Dataset, LogFile, arrow_schema, check_file
 from pipeline.data.rowgroups import open_parquet, read_row_group
 from pipeline.errors import DataError

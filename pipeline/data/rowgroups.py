@@ -15,8 +15,9 @@ import torch
 
 from pipeline.config import LoaderConfig
 from pipeline.data.assemble import prepare
-from pipeline.data.block import Jagged, RequestBlock, block_from_arrow, columns_of, offsets, take_rows
-from pipeline.data.check import check_columns, check_table
+from pipeline.data.block import Jagged, RequestBlock, block_of, columns_of, offsets, take_rows
+from pipeline.data.check import check_columns, value_faults
+from pipeline.data.columns import Column, columns_of_table
 from pipeline.data.layout import FeatureLayout
 from pipeline.data.logs import Dataset, arrow_schema
 from pipeline.errors import DataError
@@ -97,7 +98,7 @@ class RowGroups:
 
     def empty(self) -> RequestBlock:
         """A prepared block without a request."""
-        return self._prepared(self._expected.empty_table().select(self.columns))
+        return self._prepared(columns_of_table(self._expected.empty_table().select(self.columns)), 0)
 
     def read(self, units: Iterable[int]) -> dict[int, RequestBlock]:
         """All requests of row groups, prepared; those in quarantine are empty. Each file is opened once.
@@ -132,13 +133,16 @@ class RowGroups:
         path, group = self._index[unit]
         try:
             table = read_row_group(file, group, self.columns, self.rows[unit], path=path)
-            check_table(table, self.schema, self.surface, file=path, row_group=group)
+            columns = columns_of_table(table)
+            for fault in value_faults(columns, self.schema, self.surface, file=path, row_group=group):
+                raise fault
         except DataError as fault:
             return self._quarantine(unit, fault)
-        return self._prepared(table)
+        return self._prepared(columns, table.num_rows)
 
-    def _prepared(self, table: pa.Table) -> RequestBlock:
-        return prepare(newest(block_from_arrow(table, self.schema), self._history_length), self.layout, self._id_type)
+    def _prepared(self, columns: dict[str, Column], rows: int) -> RequestBlock:
+        block = newest(block_of(columns, self.schema, rows), self._history_length)
+        return prepare(block, self.layout, self._id_type)
 
     def _quarantine(self, unit: int, fault: DataError) -> RequestBlock:
         if self.config.bad_input == "raise":

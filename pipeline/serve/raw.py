@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.data.block import one_array
+from pipeline.data.columns import one_array
 from pipeline.data.ingest.ids import UNKNOWN, Ids
 from pipeline.data.ingest.prepare import encode_feature
 from pipeline.data.ingest.source import raw_feature, text

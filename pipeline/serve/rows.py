@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.block import RequestBlock, block_from_arrow, entries, one_array
+from pipeline.data.block import RequestBlock, block_from_arrow
 from pipeline.data.check import check_table
+from pipeline.data.columns import one_array
 from pipeline.data.rowgroups import newest
 from pipeline.errors import DataError, unknown
 from pipeline.schema import REQUEST_ID, Level
@@ -250,7 +251,7 @@ def _changes(array: pa.Array) -> np.ndarray:
     if array.null_count:
         missing = array.is_null().to_numpy(zero_copy_only=False)
         changed = changed | (missing[1:] != missing[:-1])
-    values = _comparable(entries(array) if not array.null_count else array.values[bounds[0] : bounds[-1]])
+    values = _comparable(array.values[bounds[0] : bounds[-1]])
     first = int(lengths[0]) if rows else 0
     if rows and not (lengths != first).any():
         # All of one length: rows side by side.
