@@ -81,8 +81,7 @@ def measure(settings: Settings, dataset: Dataset, folder: Path, *, asynchronous:
         stopwatch = time.perf_counter()
         done = 0
         while len(stalls) < settings.checkpoints + 1:
-            batches = trainer._agreed(trainer.loader.batches(trainer.position.epoch))
-            for _ in trainer._progress(batches):
+            for _ in trainer.steps(trainer.loader.batches(trainer.position.epoch)):
                 now = time.perf_counter()
                 trainer.position.step += 1
                 done += 1
@@ -92,8 +91,7 @@ def measure(settings: Settings, dataset: Dataset, folder: Path, *, asynchronous:
                         window.append(now - stopwatch)
                     else:
                         steps.append(now - stopwatch)
-                pending = trainer.writer._pending
-                if begun and (pending is None or pending.done()):
+                if begun and not trainer.writer.writing:
                     writing.append(now - begun)
                     plain = statistics.median(steps)
                     stalls.append(calls[-1] + sum(window) - len(window) * plain)

@@ -1,6 +1,6 @@
 """How the cost of a training step grows: with tables, history, candidates, surfaces and batch.
 
-    python -m benchmarks.cost [--quick]
+    python -m benchmarks.cost [--quick] [--axes history batch ...]
 
 One thread, processor time of whole steps on ready batches, medians. Each axis moves one thing and leaves the others at
 128 requests of 16 candidates and 128 events, three surfaces, tables of 20,000 rows.
@@ -42,15 +42,15 @@ USUAL = {"rows_per_table": 20_000, "history": 128, "candidates": 16, "surfaces":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two values an axis, small batches; under a minute")
-    quick = parser.parse_args().quick
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="of the full form, which to run")
+    asked = parser.parse_args()
+    quick = asked.quick
     usual = USUAL | ({"batch": 32} if quick else {})
     steps = 2 if quick else 5
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for axis, values in AXES.items():
-            if quick and axis not in ("history", "candidates"):
-                continue
-            chosen = values[:2] if quick else values
+        for axis in ("history", "candidates") if quick else asked.axes:
+            chosen = AXES[axis][:2] if quick else AXES[axis]
             figures[axis] = {
                 value: float(f"{cost(Path(folder), usual | {axis: value}, steps):.4g}") for value in chosen
             }
@@ -62,7 +62,7 @@ def cost(folder: Path, point: dict[str, int], steps: int) -> float:
     """Milliseconds of processor time for 1,000 impressions."""
     with workload.trainer(run_of(point), log_of(folder, point), folder / "run" / "checkpoints") as trainer:
         batches = list(islice(trainer.loader.batches(0), 2))
-        trained = trainer.step.over(trainer._agreed(cycle(batches)))
+        trained = trainer.steps(cycle(batches))
         for _ in range(2):
             next(trained)
         seconds = statistics.median(_timed(trained) for _ in range(steps))

@@ -67,9 +67,7 @@ def rates(dataset: Dataset, tasks: tuple[str, ...], settings: Settings, ranks: R
     def side(name: str, config: RunConfig) -> Callable[[], float]:
         trainer = Trainer(config, dataset, ranks, folder / name)
         trainer.model.train()
-        steps = trainer._progress(
-            trainer._agreed(itertools.chain.from_iterable(map(trainer.loader.batches, range(99))))
-        )
+        steps = trainer.steps(itertools.chain.from_iterable(map(trainer.loader.batches, range(99))))
         next(steps)  # the pipeline fills
 
         def measure() -> float:

@@ -110,7 +110,7 @@ def _rank(
     run = workload.config(requests_per_batch=requests_per_batch)
     with workload.trainer(run, Dataset.open(folder / "log"), folder / "run" / "checkpoints") as trainer:
         batches = list(islice(trainer.loader.batches(0), 4))
-        trained = trainer.step.over(trainer._agreed(cycle(batches)))
+        trained = trainer.steps(cycle(batches))
         for _ in range(3):
             next(trained)
         start.wait()

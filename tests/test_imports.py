@@ -46,6 +46,7 @@ MAY_DISTRIBUTE = {
     "pipeline.train.constraints": ("torchrec.distributed",),
     "pipeline.train.planner": ("torchrec.distributed.planner", "torchrec.distributed.types"),
     "pipeline.train.cluster": ("torchrec.distributed.planner",),
+    "pipeline.train.storage": ("torchrec.distributed.planner",),
     "pipeline.train.optimizers": ("torch.distributed.optim", "torchrec.distributed.model_parallel"),
     # the pipeline that overlaps the exchange of ids with training
     "pipeline.train.pipelining": ("torchrec.distributed.train_pipeline", "torchrec.distributed.types"),

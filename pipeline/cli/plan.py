@@ -96,8 +96,9 @@ def main(argv: list[str]) -> int:
 def _workload(args: Args) -> Workload:
     from pipeline.data.logs import Dataset
     from pipeline.schema import Kind
+    from pipeline.train.assumed import assumed_schema
     from pipeline.train.build import model_plan
-    from pipeline.train.cluster import Workload, assumed_schema
+    from pipeline.train.cluster import Workload
 
     config = args.config
     candidates = config.sharding.workload.candidates_per_request

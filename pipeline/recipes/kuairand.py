@@ -85,10 +85,6 @@ def _model(**changes: Any) -> Recipe:
     return lambda: replace(kuairand(), model=replace(kuairand().model, **changes))
 
 
-def _optimizer(**changes: Any) -> Recipe:
-    return lambda: replace(kuairand(), optimizer=replace(kuairand().optimizer, **changes))
-
-
 def _run(**changes: Any) -> Recipe:
     return lambda: replace(kuairand(), **changes)
 
@@ -119,7 +115,6 @@ PARTS: dict[str, Recipe] = {
     "no_recalibration": _run(recalibration_prior=None),
     "click_only": _run(tasks=("click",)),
     "no_rates": _run(exclude=RATES),
-    "sparse_adam": _optimizer(sparse="adam", sparse_lr=2e-3),
 }
 
 # The mission's ladder, each rung on top of the one before it.

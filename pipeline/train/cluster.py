@@ -16,21 +16,18 @@ from torchrec.distributed.planner.types import (
     ParameterConstraints,
     Perf,
     PlannerError,
-    Shard,
-    SharderDataMap,
     ShardingOption,
     Storage,
     Topology,
 )
-from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
 
 from pipeline.config import RunConfig, ShardingConfig
 from pipeline.errors import ConfigError
-from pipeline.schema import HISTORY_ITEM, DatasetSchema, Feature, Kind, Level, Vocabulary
 from pipeline.train.build import ModelPlan, build_task
 from pipeline.train.constraints import CACHED, FUSED, ROW_WISE, TABLE_WISE, sharders, table_constraints, table_loads
 from pipeline.train.optimizers import fuse_optimizers
-from pipeline.train.planner import Gpu, gpu_topology, make_planner, storage_estimator
+from pipeline.train.planner import Gpu, gpu_topology, make_planner
+from pipeline.train.storage import storage_by_kind
 from pipeline.train.tables import table_of
 
 # Weights, gradients and DDP's buckets in float32, and the optimizer's state a parameter: bytes.
@@ -199,7 +196,7 @@ class Workload:
         constraints: dict[str, ParameterConstraints],
         chosen: list[ShardingOption],
     ) -> ClusterPlan:
-        kinds = _storage_by_kind(chosen, topology, constraints, sharding)
+        kinds = storage_by_kind(chosen, topology, constraints, sharding)
         by_gpu = [dict.fromkeys(kinds, Storage(hbm=0, ddr=0)) for _ in range(cluster.gpus)]
         perfs = [Perf(0, 0, 0, 0) for _ in range(cluster.gpus)]
         for i, option in enumerate(chosen):
@@ -329,96 +326,3 @@ class Workload:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:,.1f}"
-
-
-def _storage_by_kind(
-    chosen: list[ShardingOption],
-    topology: Topology,
-    constraints: dict[str, ParameterConstraints],
-    sharding: ShardingConfig,
-) -> dict[str, list[list[Storage]]]:
-    """Weights, optimizer state and exchange of each shard, as differences of TorchRec's estimates."""
-    data = build_sharder_data_map({sharder_name(s.module_type): s for s in sharders(sharding.exchange)})
-
-    def estimated(*, weights_only: bool) -> list[list[Storage]]:
-        # Without a name for the optimizer the estimate counts no state of it.
-        return [_estimate(_bare(o), topology, constraints, sharding, data, weights_only) for o in chosen]
-
-    weights, stateless = estimated(weights_only=True), estimated(weights_only=False)
-    full = [[shard.storage for shard in option.shards] for option in chosen]
-    return {
-        "weights": weights,
-        "optimizer": [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(full, stateless, strict=True)],
-        "exchange": [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(stateless, weights, strict=True)],
-    }
-
-
-def _estimate(
-    option: ShardingOption,
-    topology: Topology,
-    constraints: dict[str, ParameterConstraints],
-    sharding: ShardingConfig,
-    data: SharderDataMap,
-    weights_only: bool,
-) -> list[Storage]:
-    storage_estimator(topology, constraints, sharding, weights_only=weights_only).estimate([option], data)
-    return [shard.storage for shard in option.shards if shard.storage is not None]
-
-
-def _bare(option: ShardingOption) -> ShardingOption:
-    """The option of a table whose optimizer nobody knows."""
-    return ShardingOption(
-        name=option.name,
-        tensor=torch.empty(option.tensor.shape, dtype=option.tensor.dtype, device="meta"),
-        module=option.module,
-        input_lengths=option.input_lengths,
-        batch_size=option.batch_size,
-        sharding_type=option.sharding_type,
-        partition_by=option.partition_by,
-        compute_kernel=option.compute_kernel,
-        shards=[Shard(size=list(s.size), offset=list(s.offset)) for s in option.shards],
-        cache_params=option.cache_params,
-        is_pooled=option.is_pooled,
-    )
-
-
-def assumed_schema(config: RunConfig) -> DatasetSchema:
-    """A log with the tables that the run assumes, one feature a table, for plans without a log.
-
-    Raises:
-        ConfigError: the run assumes no tables, or a history without a shared table.
-    """
-    workload = config.sharding.workload
-    if not workload.tables:
-        raise ConfigError(
-            f"the recipe {config.name!r} names no tables of its own: give --data LOG, or sharding.workload.tables"
-        )
-    vocabularies, features = [], []
-    shared: list[str] = []
-    for table in workload.tables:
-        for i in range(table.count):
-            name = table.name if table.count == 1 else f"{table.name}_{i:03d}"
-            vocabularies.append(Vocabulary(name=name, size=table.rows))
-            level = Level.REQUEST if table.level == "request" else Level.CANDIDATE
-            features.append(
-                Feature(name=name, level=level, kind=Kind.CATEGORICAL, surfaces=config.surfaces, vocabulary=name)
-            )
-            if table.level == "shared":
-                shared.append(name)
-    if bool(shared) != bool(workload.history_length):
-        raise ConfigError(
-            "sharding.workload: a history needs both history_length above 0 and a table of level shared; "
-            f"history_length is {workload.history_length}, shared tables: {', '.join(shared) or 'none'}"
-        )
-    for i, name in enumerate(shared):
-        history = HISTORY_ITEM if i == 0 else f"history_{name}"
-        features.append(
-            Feature(name=history, level=Level.HISTORY, kind=Kind.CATEGORICAL, surfaces=config.surfaces, vocabulary=name)
-        )
-    return DatasetSchema(
-        surfaces=config.surfaces,
-        tasks=config.tasks,
-        vocabularies=tuple(vocabularies),
-        features=tuple(features),
-        history_length=workload.history_length,
-    )

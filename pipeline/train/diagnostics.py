@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from components.losses import masked_bce
-from components.mmoe import GateLoad, MMoE, gate_load
+from components.mmoe import GateLoad, MMoE
 from components.names import surface_of
 from components.ragged import split_surfaces
 from pipeline.data.batch import Batch
 from pipeline.errors import ConfigError
+from pipeline.train.gates import GateWatch
 from pipeline.train.tables import table_of
 from pipeline.train.task import TrainTask
 
@@ -46,7 +47,7 @@ class Conflict:
 
 
 def gate_utilisation(task: TrainTask, batches: Iterable[Batch]) -> dict[str, GateLoad]:
-    """By surface, how its rows in the batches use the experts: mean gate weight [T, E] and entropy [T].
+    """By surface that has rows, how these use the experts: mean gate weight [T, E] and entropy [T].
 
     Raises:
         ConfigError: the model has no MMoE.
@@ -54,21 +55,15 @@ def gate_utilisation(task: TrainTask, batches: Iterable[Batch]) -> dict[str, Gat
     mixture = task.model.body.mixture
     if not isinstance(mixture, MMoE):
         raise ConfigError("the model has no MMoE, so there are no gates; set model.mixture.kind to mmoe")
-    gates: dict[str, list[Tensor]] = {s: [] for s in mixture.surfaces}
-
-    def read(module: MMoE, args: tuple[Tensor, list[int]]) -> None:
-        weights_CTE = module.gate_weights(*args)
-        for surface, rows in zip(gates, split_surfaces(weights_CTE, args[1], len(gates)), strict=True):
-            gates[surface].append(rows)
-
-    handle = mixture.register_forward_pre_hook(read)
+    watch = GateWatch(mixture)
+    watch.watching = True
     try:
         with torch.no_grad():
             for batch in batches:
                 task.model(batch.inputs)
     finally:
-        handle.remove()
-    return {surface: gate_load(torch.cat(parts)) for surface, parts in gates.items()}
+        watch.close()
+    return watch.take()
 
 
 def shared_parameters(task: TrainTask) -> dict[str, torch.nn.Parameter]:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from components.mmoe import GateLoad, MMoE, gate_load
-from components.ragged import split_surfaces
+from components.mmoe import MMoE
 from pipeline.config import RunConfig
 from pipeline.data.batch import Batch
 from pipeline.errors import TrefoilError
 from pipeline.train.clock import StepClock
+from pipeline.train.gates import GateWatch
 from pipeline.train.sharding import Ranks
 from pipeline.train.tables import table_of
 from pipeline.train.task import StepOutputs
@@ -60,43 +60,6 @@ def memory_bytes(device: torch.device) -> dict[str, float]:
         found["device"] = float(torch.cuda.max_memory_allocated(device))
         found["device_reserved"] = float(torch.cuda.max_memory_reserved(device))
     return found
-
-
-class GateWatch:
-    """How the rows of one step used the experts of an MMoE, by surface.
-
-    Args:
-        mixture: whose gates to watch.
-    """
-
-    def __init__(self, mixture: MMoE) -> None:
-        self.mixture = mixture
-        self.watching = False
-        self.loads: dict[str, GateLoad] = {}
-        mixture.register_forward_pre_hook(self._look)
-
-    def _look(self, module: nn.Module, arguments: tuple[Tensor, Sequence[int]]) -> None:
-        if not self.watching:
-            return
-        rows_CX, counts = arguments
-        with torch.no_grad():
-            gates_CTE = self.mixture.gate_weights(rows_CX.detach(), counts).float()
-        pieces = split_surfaces(gates_CTE, counts, len(self.mixture.surfaces))
-        for surface, rows in zip(self.mixture.surfaces, pieces, strict=True):
-            if rows.shape[0]:
-                self.loads[surface] = gate_load(rows)
-
-    def take(self) -> dict[str, float]:
-        """Metrics of what was seen since the last taking: by surface and task, each expert's share and the entropy."""
-        metrics: dict[str, float] = {}
-        for surface, load in self.loads.items():
-            shares, entropy = load.utilisation.cpu(), load.entropy.cpu()
-            for t, task in enumerate(self.mixture.tasks):
-                name = f"train/gates/{surface}/{task}"
-                metrics |= {f"{name}/expert_{e}": float(v) for e, v in enumerate(shares[t])}
-                metrics[f"{name}/entropy"] = float(entropy[t])
-        self.loads = {}
-        return metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +242,7 @@ class StepWindow:
 
     def _looked_at(self) -> dict[str, float]:
         """Of the step that was looked at, on this rank."""
-        metrics = self.gates.take() if self.gates is not None else {}
+        metrics = self.gates.metrics() if self.gates is not None else {}
         if self.norm is not None:
             metrics["train/gradient_norm"] = float(self.norm)
             self.norm = None

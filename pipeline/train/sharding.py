@@ -7,6 +7,7 @@ CUDA with NCCL, or CPU with gloo, from the same lines.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -103,6 +104,8 @@ def joined(*, timeout_s: float = 1800) -> Iterator[Ranks]:
     # TorchRec reads it too, and a single process has no launcher that would set it.
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(world_size))
     quiet_dependencies()
+    # Each joining wraps the hook that prints an error's lines in one more "[rank0]:".
+    excepthook = sys.excepthook
     timeout = timedelta(seconds=timeout_s)
     if world_size > 1:
         dist.init_process_group(backend, timeout=timeout)
@@ -116,6 +119,8 @@ def joined(*, timeout_s: float = 1800) -> Iterator[Ranks]:
         yield Ranks(rank=rank, world_size=world_size, device=device, host_group=host_group)
     finally:
         dist.destroy_process_group()
+    # Not after an error, whose rank the hook shall still name.
+    sys.excepthook = excepthook
 
 
 def plan_shards(

@@ -246,11 +246,11 @@ class Trainer:
         return self.folder / state.name
 
     def _train_epoch(self) -> None:
-        batches = self._agreed(self.loader.batches(self.position.epoch, self.position.step))
+        batches = self.loader.batches(self.position.epoch, self.position.step)
         self.window.begin(self.loader.waited_s)
         self.window.look(self._reports_after(self.position.step + 1))
         with profiled(self._profile_steps(), self.folder.parent / "traces", self.ranks.rank) as profiler:
-            for outputs in self._progress(batches):
+            for outputs in self.steps(batches):
                 self.position.step += 1
                 self.window.add(self.position.epoch, self.position.step, outputs)
                 if self._reports_after(self.position.step):
@@ -264,9 +264,9 @@ class Trainer:
                 if profiler is not None:
                     profiler.step()
 
-    def _progress(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
-        """A step for each batch."""
-        steps = self.step.over(batches)
+    def steps(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
+        """A step for each batch until ranks agree to stop, in training mode with updates; every rank calls this."""
+        steps = self.step.over(self._agreed(batches))
         while True:
             torch.manual_seed(self._step_seed())
             outputs = next(steps, None)
@@ -306,7 +306,7 @@ class Trainer:
                 if self.stopped:
                     break
                 loader = self.make_loader((day,), scoring=True)
-                for outputs in self._progress(self._agreed(loader.batches(0))):
+                for outputs in self.steps(loader.batches(0)):
                     consume(day, outputs)
         self.model.train()
         self.supervision.rest()

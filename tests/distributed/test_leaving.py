@@ -33,7 +33,7 @@ import pipeline.train.trainer as trainer
 from pipeline.config import DaysConfig
 from tests.train.runs import tiny_config
 
-real = trainer.Trainer._progress
+real = trainer.Trainer.steps
 
 def slow(self, batches):
     for outputs in real(self, batches):
@@ -43,7 +43,7 @@ def slow(self, batches):
             time.sleep(1000)
         yield outputs
 
-trainer.Trainer._progress = slow
+trainer.Trainer.steps = slow
 
 def run():
     tiny = tiny_config()

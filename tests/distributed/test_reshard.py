@@ -47,14 +47,14 @@ def leg(run: Any, data: Path, folder: Path, path: Path | None, leave_after: int 
             trainer.resume(path)
             loaded = {n: parts(v) for n, v in flat(tensors_of(trainer.model, trainer.optimizer)).items()}
         requests: list[list[int]] = []
-        steps = trainer._progress
+        steps = trainer.steps
 
         def watched(batches: Any) -> Any:
             for outputs in steps(batches):
                 requests.append(outputs.batch.request_id[outputs.batch.request_id >= 0].tolist())
                 yield outputs
 
-        trainer._progress = watched  # type: ignore[method-assign]
+        trainer.steps = watched  # type: ignore[method-assign]
         if leave_after is not None:
             trainer.config = replace(run, epochs=1)
             original = trainer.loader.batches

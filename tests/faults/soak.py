@@ -116,7 +116,7 @@ def soak(folder: Path, minutes: float, every: int) -> list[Sample]:
 
 
 def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> None:
-    steps, start, process = trainer._progress, time.monotonic(), psutil.Process()
+    steps, start, process = trainer.steps, time.monotonic(), psutil.Process()
     times: list[float] = []
     done, spent = 0, time.process_time()
 
@@ -149,7 +149,7 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
             trainer.supervision.leaving = time.monotonic() > end
             began = time.perf_counter()
 
-    trainer._progress = watched  # type: ignore[method-assign]
+    trainer.steps = watched  # type: ignore[method-assign]
 
 
 def _own_memory(process: psutil.Process) -> int:

@@ -80,7 +80,7 @@ def _plant(striker: Striker, record: Any) -> None:
         for name in names:
             setattr(module, name, striker.around("checkpoint", getattr(module, name)))
     files._Hashed.write = striker.around("checkpoint", files._Hashed.write)  # type: ignore[method-assign]
-    steps = Trainer._progress
+    steps = Trainer.steps
 
     def recorded(self: Trainer, batches: Any) -> Any:
         for outputs in steps(self, batches):
@@ -93,7 +93,7 @@ def _plant(striker: Striker, record: Any) -> None:
             yield outputs
             striker.event("step")
 
-    Trainer._progress = recorded  # type: ignore[method-assign]
+    Trainer.steps = recorded  # type: ignore[method-assign]
 
 
 def unreadable(folder: Path) -> list[str]:

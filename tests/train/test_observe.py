@@ -16,7 +16,8 @@ from components.mmoe import MMoE
 from pipeline.data.logs import Dataset
 from pipeline.train import clock as clocks
 from pipeline.train.clock import PARTS, StepClock
-from pipeline.train.observe import GateWatch, NonFiniteLossError, SeenStep, gradient_norm, rates_of, unique_share
+from pipeline.train.gates import GateWatch
+from pipeline.train.observe import NonFiniteLossError, SeenStep, gradient_norm, rates_of, unique_share
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
 from tests.data.logs import write_log
@@ -75,14 +76,17 @@ def test_gates_are_watched_on_demand() -> None:
     mixture = MMoE(surfaces=["hf", "sr"], tasks=["click"], in_dim=3, hidden=[2], experts=2)
     watch, rows = GateWatch(mixture), torch.randn(5, 3)
     mixture(rows, [2, 3])
-    assert watch.take() == {}
+    assert watch.metrics() == {}
     watch.watching = True
     mixture(rows, [2, 3])
-    seen = watch.take()
+    seen = watch.metrics()
     gates = mixture.gate_weights(rows, [2, 3]).detach()
     assert seen["train/gates/hf/click/expert_0"] == pytest.approx(float(gates[:2, 0, 0].mean()))
     assert seen["train/gates/sr/click/expert_1"] == pytest.approx(float(gates[2:, 0, 1].mean()))
     assert 0 < seen["train/gates/sr/click/entropy"] <= 1
+    assert watch.metrics() == {}
+    watch.close()
+    mixture(rows, [2, 3])
     assert watch.take() == {}
 
 

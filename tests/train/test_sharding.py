@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -190,3 +191,11 @@ def test_each_table_has_its_optimizer_and_rate_and_all_warm_up_alike() -> None:
     torch.testing.assert_close(before[user][0] - after[user][0], torch.full((8,), moved))
     assert (rows["topic"]["optimizer"], rows["topic"]["lr"]) == ("sgd", 0.5)
     assert (rows["user"]["optimizer"], rows["user"]["lr"], rows["user"]["dtype"]) == ("rowwise_adagrad", 0.1, "float32")
+
+
+def test_one_run_after_another_leaves_the_hook_for_errors_as_it_was() -> None:
+    before = sys.excepthook
+    for _ in range(2):
+        with joined():
+            assert sys.excepthook is not before
+        assert sys.excepthook is before

@@ -107,6 +107,11 @@ class CheckpointWriter:
             pending.result()
 
     @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._pending is not None and not self._pending.done()
+
+    @property
     def failed(self) -> bool:
         """Whether the writing in progress has ended in an error, which `finish` raises."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
