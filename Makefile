@@ -10,6 +10,8 @@ VENV ?= .venv
 LOCK ?= requirements/cpu.lock
 # More options for every pip install, such as an index to find packages in.
 PIP_ARGS ?=
+# no: install what the index gives for the locked versions, whatever its hash; for an index that builds its own wheels.
+HASHES ?= yes
 # Test processes; each computes on one thread.
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -20,8 +22,12 @@ PORT ?= 5000
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet --quiet --no-compile --no-deps $(PIP_ARGS)
 STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 SHIM := requirements/fbgemm-gpu-cpu-shim
+CUDA_LIBRARIES := requirements/cuda-libraries.txt
+# A lock as pip shall read it.
+pins = $(if $(filter yes,$(HASHES)),--require-hashes --only-binary=:all: -r $1,-r <(sed -E '/^ +--hash=/d; s/ *\\$$//' $1))
 OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -36,18 +42,21 @@ setup: $(STAMP) ## make .venv with the locked packages and this one; does nothin
 
 # Bytecode is compiled here, on all cores and whatever the shell says: without it every later start pays for it.
 # Packages hold a few files for other versions of Python, which do not compile and are not meant to.
-$(STAMP): $(LOCK) pyproject.toml $(SHIM)/pyproject.toml
+$(STAMP): $(LOCK) $(CUDA_LIBRARIES) pyproject.toml $(SHIM)/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit(f"Trefoil wants Python 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	@test -z "$(OTHERS)" || { echo "$(VENV) was made from $(patsubst .installed-%,%,$(notdir $(OTHERS))): make clean first, or choose another: make setup LOCK=$(LOCK) VENV=.venv-other"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing $(LOCK) into $(VENV); one to three minutes the first time"
-	@$(PIP) install --quiet --quiet --no-compile $(PIP_ARGS) -r $(LOCK)
-	@$(PIP) install --quiet --quiet --no-compile --no-deps --no-build-isolation --editable .
+	@$(INSTALL) $(call pins,$(LOCK))
+	@! $(BIN)/python -c 'from importlib.metadata import requires; any("nvidia" in r for r in requires("torch")) or exit(1)' \
+	  || $(INSTALL) $(call pins,$(CUDA_LIBRARIES))
+	@! grep -q '^fbgemm-gpu-cpu==' $(LOCK) || $(INSTALL) --no-build-isolation ./$(SHIM)
+	@$(INSTALL) --no-build-isolation --editable .
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@$(PIP) check
 	@touch $@
 
-lock: setup ## resolve pyproject.toml anew and rewrite requirements/cpu.lock and cuda.txt
+lock: setup ## resolve pyproject.toml anew and rewrite the locks in requirements, with hashes
 	$(BIN)/python requirements/lock.py -- $(PIP_ARGS)
 
 lint: setup ## ruff and mypy

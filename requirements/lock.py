@@ -1,12 +1,15 @@
-"""Resolve what pyproject.toml asks for and write the pinned sets: `make lock`.
+"""Resolve what pyproject.toml asks for and write the pinned sets, each file with its SHA-256: `make lock`.
 
-pip resolves (nothing is installed), this script writes down what it chose. Two files come of one resolution:
+pip resolves (nothing is installed), this script writes down what it chose. Three files come of it:
 
-    cpu.lock    fbgemm's CPU build, with the shim that keeps torchrec from pulling the CUDA build beside it
-    cuda.txt    fbgemm's CUDA build; everything else as in cpu.lock
+    cpu.lock             fbgemm's CPU build; without the shim beside it, a folder, which can have no hash
+    cuda.txt             fbgemm's CUDA build; everything else as in cpu.lock
+    cuda-libraries.txt   what a CUDA build of torch brings along: CUDA's libraries, triton
 
-Libraries that one build of torch brings along (CUDA's, triton) are left to torch, which pins them exactly: so the
-same lock serves where pip takes the CPU build of torch and where it takes the CUDA build.
+A package has one hash for each file that may be chosen: wheels for every Python that we support, and both builds of
+torch. An index offers one build of torch, so hashes of a version that is already in a file stay there: lock where pip
+takes the CPU build and where it takes the CUDA build, and both are known. Wheels are those of Linux on x86-64, the only
+platform that fbgemm is built for.
 """
 
 from __future__ import annotations
@@ -16,56 +19,100 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 EXTRAS = "dev,gbdt,kubernetes,sweep,notebooks,site,fuzz"
 SHIM = "requirements/fbgemm-gpu-cpu-shim"
-HEADER = """\
-# Written by `make lock` from pyproject.toml; do not edit.
-# Install from the root of the repository, so that the path below is found.
-"""
-# What a CUDA build of torch requires beside it, with versions of its own choosing.
+PYTHONS = ("3.11", "3.12")
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(39, 4, -1)]
+PLATFORMS += [f"{name}_x86_64" for name in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
+HEADER = "# Written by `make lock` from pyproject.toml; do not edit. Installed without dependencies: all are here."
+# What a CUDA build of torch requires beside it.
 OF_TORCH = re.compile(r"(nvidia|cuda|triton)\b.*")
 OURS = {"trefoil", "fbgemm-gpu", "fbgemm-gpu-cpu"}
 
-
-def resolve(pip_args: list[str]) -> dict[str, str]:
-    """Names and versions that pip would install into an empty environment."""
-    report = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", "-"),
-            *(*pip_args, f"./{SHIM}", f".[{EXTRAS}]"),
-        ],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
-    chosen = [item["metadata"] for item in json.loads(report)["install"]]
-    return {re.sub(r"[-_.]+", "-", m["name"]).lower(): m["version"] for m in chosen}
+Lock = dict[str, tuple[str, set[str]]]
+"""Name of a package to its version and the SHA-256 of each of its files."""
 
 
-def pins(versions: dict[str, str]) -> list[str]:
-    """One pin a line; the local part of a version (torch's +cpu) is left out, it names a build, not a release."""
-    return [
-        f"{name}=={version.partition('+')[0]}"
-        for name, version in sorted(versions.items())
-        if name not in OURS and not OF_TORCH.fullmatch(name)
+def resolve(*args: str) -> Lock:
+    """What pip would install into an empty environment; our own folders have no hash."""
+    pip = (sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", "-")
+    report = subprocess.run([*pip, *args], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return dict(map(_entry, json.loads(report)["install"]))
+
+
+def _entry(item: dict[str, Any]) -> tuple[str, tuple[str, set[str]]]:
+    name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
+    hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
+    # The local part of a version (torch's +cpu) names a build, not a release.
+    version = item["metadata"]["version"].partition("+")[0]
+    return name, (version, {hashes["sha256"]} if "sha256" in hashes else set())
+
+
+def wheels(python: str, lock: Lock, pip_args: list[str]) -> Lock:
+    """The same packages as another Python would install them."""
+    options = [f"--python-version={python}", "--only-binary=:all:", *(f"--platform={p}" for p in PLATFORMS)]
+    with tempfile.TemporaryDirectory() as target:
+        pins = [f"{name}=={version}" for name, (version, _) in lock.items()]
+        return resolve("--no-deps", f"--target={target}", *options, *pip_args, *pins)
+
+
+def merged(*locks: Lock) -> Lock:
+    """Packages and versions of the first, with the hashes that any of them knows of that version."""
+    return {
+        name: (version, hashes.union(*(lock[name][1] for lock in locks if lock.get(name, ("",))[0] == version)))
+        for name, (version, hashes) in locks[0].items()
+    }
+
+
+def read(path: Path) -> Lock:
+    """A file as written before; nothing if there is none."""
+    text = path.read_text() if path.exists() else ""
+    pins = re.findall(r"^([\w.-]+)==(\S+)((?:\s*\\?\s*--hash=sha256:[0-9a-f]{64})*)", text, re.MULTILINE)
+    return {name: (version, set(re.findall(r"sha256:(\w+)", hashes))) for name, version, hashes in pins}
+
+
+def write(path: Path, lock: Lock, *header: str) -> None:
+    """One package after another in order of name, each hash on a line of its own.
+
+    Raises:
+        SystemExit: a package has no hash.
+    """
+    if bare := [name for name, (_, hashes) in lock.items() if not hashes]:
+        raise SystemExit(f"the index gives no SHA-256 of {', '.join(bare)}")
+    lines = [
+        " \\\n    ".join([f"{name}=={version}", *(f"--hash=sha256:{h}" for h in sorted(hashes))])
+        for name, (version, hashes) in sorted(lock.items())
     ]
+    path.write_text("\n".join([HEADER, *header, *lines, ""]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("pip_args", nargs="*", help="passed to pip install, after --")
-    versions = resolve(parser.parse_args().pip_args)
-    fbgemm = versions["fbgemm-gpu-cpu"].partition("+")[0]
-    lines = pins(versions)
-    (HERE / "cpu.lock").write_text("\n".join([HEADER.rstrip(), f"./{SHIM}", f"fbgemm-gpu-cpu=={fbgemm}", *lines, ""]))
-    cuda = HEADER.splitlines()[0] + "\n# For machines with CUDA: fbgemm's CUDA build, hence no shim."
-    (HERE / "cuda.txt").write_text("\n".join([cuda, f"fbgemm-gpu=={fbgemm}", *lines, ""]))
-    print(f"wrote {len(lines) + 2} pins to requirements/cpu.lock and requirements/cuda.txt")
+    pip_args = parser.parse_args().pip_args
+    cpu, cuda, libraries = HERE / "cpu.lock", HERE / "cuda.txt", HERE / "cuda-libraries.txt"
+    found = resolve(*pip_args, f"./{SHIM}", f".[{EXTRAS}]")
+    of_torch = {name: entry for name, entry in found.items() if OF_TORCH.fullmatch(name)}
+    common = {name: entry for name, entry in found.items() if name not in OURS | of_torch.keys()}
+    fbgemm = {"fbgemm-gpu-cpu": found["fbgemm-gpu-cpu"]}, {"fbgemm-gpu": (found["fbgemm-gpu-cpu"][0], set[str]())}
+    others = [python for python in PYTHONS if python != f"{sys.version_info.major}.{sys.version_info.minor}"]
+    # The CUDA build of fbgemm is not what was resolved, so every Python is asked.
+    more = [wheels(p, common | fbgemm[0], pip_args) for p in others] + [wheels(p, fbgemm[1], pip_args) for p in PYTHONS]
+    write(cpu, merged(common | fbgemm[0], *more, read(cpu)))
+    write(cuda, merged(common | fbgemm[1], *more, read(cpu), read(cuda)), "# For machines with CUDA.")
+    if of_torch:
+        more = [wheels(python, of_torch, pip_args) for python in others]
+        note = f"# What the CUDA build of torch {found['torch'][0]} brings along."
+        write(libraries, merged(of_torch, *more, read(libraries)), note)
+    elif not libraries.exists() or f"torch {found['torch'][0]} " not in libraries.read_text():
+        raise SystemExit(f"{libraries.name} is of another torch: lock once more where pip takes its CUDA build")
+    print(f"wrote {len(common) + 1} packages to {cpu.name} and {cuda.name}, {len(of_torch)} to {libraries.name}")
 
 
 if __name__ == "__main__":

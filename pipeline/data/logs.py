@@ -5,7 +5,7 @@
 
 One row is one request. What belongs to the request stands once; what belongs to its candidates and its
 history stands in lists of equal length. `DatasetSchema` says what a column means, this module how it lies
-on disk. Rows of a file are in time order.
+on disk. Rows of a file are in time order. Pages of files carry checksums, and so does the description (`seal`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline.data.contradictions import contradictions
+from pipeline.data.seal import sealed, unsealed
 from pipeline.errors import DataError, SchemaError, unknown
 from pipeline.schema import (
     HISTORY_ACTION,
@@ -179,7 +180,10 @@ class Dataset:
                 f"the folder holds no {DESCRIPTION}: it is not a Trefoil log, or its writing did not finish",
                 file=str(path),
             )
-        text = path.read_bytes()
+        try:
+            text = unsealed(path.read_bytes())
+        except ValueError as error:
+            raise DataError(f"the description cannot be trusted: {error}", file=str(path)) from error
         description = _parse_description(text, path)
         for partition in description.partitions:
             for file in partition.files if check_files else ():
@@ -377,7 +381,7 @@ class LogWriter:
         )
         path = self.root / DESCRIPTION
         temporary = path.with_suffix(".json.tmp")
-        temporary.write_bytes(_DESCRIPTION.dump_json(description, indent=1))
+        temporary.write_bytes(sealed(_DESCRIPTION.dump_json(description, indent=1)))
         os.replace(temporary, path)
         return Dataset.open(self.root)
 

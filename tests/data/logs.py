@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.logs import Dataset, LogWriter, arrow_schema
+from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter, arrow_schema
 from pipeline.schema import DatasetSchema, Feature, Kind, Level, Vocabulary
 
 SURFACES = ("hf", "sr", "rp")
@@ -109,3 +110,12 @@ def write_log(
             if part:
                 writer.write(surface, day, table(part, surface, of))
     return writer.close({"made by": "tests"}), kept
+
+
+def rewrite(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Edit a log's description on purpose, so without a checksum."""
+    path = root / DESCRIPTION
+    description = json.loads(path.read_text())
+    description.pop("sha256", None)
+    change(description)
+    path.write_text(json.dumps(description))

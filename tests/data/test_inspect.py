@@ -15,7 +15,7 @@ from pipeline.cli import main
 from pipeline.data.inspect import inspect
 from pipeline.data.logs import Dataset
 from pipeline.errors import DataError
-from tests.data.logs import DAYS, write_log
+from tests.data.logs import DAYS, rewrite, write_log
 
 Rows = dict[tuple[str, int], dict[str, Any]]
 
@@ -71,12 +71,14 @@ def spoil(dataset: Dataset) -> None:
 
 def state(root: Path, path: Path) -> None:
     """Let dataset.json state the file's new size."""
-    description = json.loads((root / "dataset.json").read_text())
-    for partition in description["partitions"]:
-        for file in partition["files"]:
-            if root / file["path"] == path:
-                file["bytes"] = path.stat().st_size
-    (root / "dataset.json").write_text(json.dumps(description))
+
+    def change(description: dict[str, Any]) -> None:
+        for partition in description["partitions"]:
+            for file in partition["files"]:
+                if root / file["path"] == path:
+                    file["bytes"] = path.stat().st_size
+
+    rewrite(root, change)
 
 
 def test_every_fault_is_reported_and_the_status_is_1(
@@ -110,9 +112,8 @@ def test_rows_out_of_order_and_wrong_counts_are_faults(log: tuple[Dataset, Rows]
     path = dataset.root / dataset.partitions("hf")[0].files[0].path
     table = pq.ParquetFile(path).read()
     pq.write_table(table.take(list(range(39, -1, -1))), path, row_group_size=7)
-    description = json.loads((dataset.root / "dataset.json").read_text())
-    description["partitions"][-1]["files"][0]["impressions"] += 1
-    (dataset.root / "dataset.json").write_text(json.dumps(description))
+    impressions = dataset.partitions("sr")[-1].impressions
+    rewrite(dataset.root, lambda d: d["partitions"][-1]["files"][0].update(impressions=impressions + 1))
     state(dataset.root, path)
     problems = [f.problem for f in inspect(dataset.root).faults]
     assert problems.count("the rows are not in order of time") == 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from pipeline.data.logs import Dataset, LogWriter
 from pipeline.errors import DataError
-from tests.data.logs import schema, table, write_log
+from tests.data.logs import rewrite, schema, table, write_log
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -19,13 +18,6 @@ Change = Callable[[dict[str, Any]], None]
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_log(tmp_path / "data", {"hf": 20, "sr": 8, "rp": 3})[0].root
-
-
-def rewrite(root: Path, change: Change) -> None:
-    path = root / "dataset.json"
-    description = json.loads(path.read_text())
-    change(description)
-    path.write_text(json.dumps(description))
 
 
 def first_file(description: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.data.layout import feature_layout
 from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
+from tests.data.logs import rewrite
 from tests.distributed.ranks import run_ranks
 from tests.train.runs import predictions, tiny_config, train
 
@@ -52,7 +53,7 @@ def test_a_missing_file_and_tiny_ones_hang_no_rank(data: Path, tmp_path: Path) -
     kept = [p for p in of["partitions"] if not (p["surface"] == "rp" and p["date"] in training[1:])]
     assert len(kept) < len(of["partitions"])
     shutil.copytree(data, tmp_path / "data")
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**of, "partitions": kept}))
+    rewrite(tmp_path / "data", lambda d: d.update(partitions=kept))
     two: list[dict[str, Any]] = run_ranks(train, 2, config(), tmp_path / "data", tmp_path / "two")
     one = train(config(), tmp_path / "data", tmp_path / "one")
     assert len(two[0]["losses"]) == len(one["losses"]) > 0

@@ -23,7 +23,7 @@ import pytest
 
 from pipeline.config import config_from_json, config_to_json
 from pipeline.data.ingest import load_spec
-from pipeline.data.logs import DESCRIPTION, Dataset
+from pipeline.data.logs import Dataset
 from pipeline.errors import ArtifactError, CheckpointError, ConfigError, DataError, RegistryError, TrefoilError
 from pipeline.recipes import find
 from pipeline.rollout.plan import plan_text, read_plan
@@ -34,8 +34,13 @@ from pipeline.sweep.space import read_space
 from pipeline.tracking import Tracker, sync
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import files
+<<<<<<< HEAD
 from pipeline.train.checkpoint.shards import Reader
 from tests.data.logs import write_log
+=======
+from pipeline.train.checkpoint.files import Reader
+from tests.data.logs import rewrite, write_log
+>>>>>>> 16297fc (Locks carry hashes and are all that set-up installs; dataset.json carries its own checksum; fuzzing's targets by what they read)
 from tests.rollout.plans import plan
 from tests.sweep.test_study import CONFIG, SPACE
 from tests.train.runs import tiny_config
@@ -298,9 +303,8 @@ def outside(log: Path, tmp_path: Path, how: str) -> str:
 
 @pytest.mark.parametrize("how", ["link", "folder link", "parent", "inside", "absolute"])
 def test_a_log_names_no_file_outside_its_folder(log: Path, tmp_path: Path, how: str) -> None:
-    description = json.loads((log / DESCRIPTION).read_text())
-    description["partitions"][0]["files"][0]["path"] = outside(log, tmp_path, how)
-    (log / DESCRIPTION).write_text(json.dumps(description))
+    path = outside(log, tmp_path, how)
+    rewrite(log, lambda d: d["partitions"][0]["files"][0].update(path=path))
     with pytest.raises(DataError, match="a file outside its folder"):
         Dataset.open(log)
 
@@ -324,9 +328,7 @@ def test_an_artifact_names_no_file_outside_its_folder(tmp_path: Path, name: str)
 def test_a_name_longer_than_any_file_s_is_a_file_that_is_not_there(log: Path, tmp_path: Path) -> None:
     """In a log, an artifact and a checkpoint alike."""
     name = "a" * 300
-    description = json.loads((log / DESCRIPTION).read_text())
-    description["partitions"][0]["files"][0]["path"] = name
-    (log / DESCRIPTION).write_text(json.dumps(description))
+    rewrite(log, lambda d: d["partitions"][0]["files"][0].update(path=name))
     with pytest.raises(DataError, match="a file that is not there"):
         Dataset.open(log)
     folder = tmp_path / "folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from pipeline.train import checkpoint
 from pipeline.train.checkpoint.shelf import Shelf, checkpoints
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
-from tests.data.logs import write_log
+from tests.data.logs import rewrite, write_log
 from tests.train.runs import parameters, tiny_config, train
 
 STEPS = CheckpointConfig(steps=1, keep_newest=99)
@@ -194,14 +193,29 @@ def test_a_damaged_description_is_one_error(log: Path, tmp_path: Path, damage: s
         Dataset.open(root)
 
 
+def test_every_flipped_bit_of_a_description_is_found(log: Path, tmp_path: Path) -> None:
+    """Digits too, which leave a valid description of another log."""
+    root = tmp_path / "data"
+    shutil.copytree(log, root)
+    path, sound = root / DESCRIPTION, Dataset.open(root)
+    text = path.read_bytes()
+    digits = [i for i, byte in enumerate(text) if chr(byte).isdigit()]
+    for place in [*digits[::7], *np.random.default_rng(0).integers(0, len(text), 500)]:
+        damaged = bytearray(text)
+        damaged[place] ^= 1 << (place % 3)
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=DESCRIPTION):
+            Dataset.open(root)
+    path.write_bytes(text)
+    assert Dataset.open(root) == sound
+
+
 def test_a_description_that_changed_is_not_gone_on_with(log: Path, tmp_path: Path) -> None:
-    """A digit that is still valid makes another log of it, and a run of the first one says so."""
+    """An edit makes another log of it, and a run of the first one says so."""
     root, folder = tmp_path / "data", tmp_path / "run"
     shutil.copytree(log, root)
     path = train(tiny_config(checkpoint=STEPS), root, folder)["checkpoint"]
-    description = json.loads((root / DESCRIPTION).read_text())
-    description["partitions"][0]["numeric"]["hour"]["sum"] += 1
-    (root / DESCRIPTION).write_text(json.dumps(description))
+    rewrite(root, lambda d: d["partitions"][0]["numeric"]["hour"].update(sum=1.0))
     with pytest.raises(CheckpointError, match="data"):
         train(tiny_config(checkpoint=STEPS), root, folder, resume=path)
 

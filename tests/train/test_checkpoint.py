@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import CheckpointConfig, ModelConfig
-from pipeline.data.logs import DESCRIPTION, Dataset
+from pipeline.data.logs import Dataset
 from pipeline.errors import CheckpointError
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import shards
@@ -28,7 +28,7 @@ from pipeline.train.checkpoint.shards import Reader
 from pipeline.train.checkpoint.shelf import Shelf, checkpoints
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
-from tests.data.logs import write_log
+from tests.data.logs import rewrite, write_log
 from tests.train.runs import parameters, tiny_config, train
 
 STEPS = CheckpointConfig(steps=1, keep_newest=99)
@@ -255,11 +255,13 @@ def test_unsharded_it_is_plain_tensors_that_score_the_same(log: Path, whole: Any
 def resized(log: Path, root: Path, *, sizes: dict[str, int], method: str = "given") -> Path:
     """The same log, whose description gives vocabularies other sizes and methods."""
     shutil.copytree(log, root)
-    description = json.loads((root / DESCRIPTION).read_text())
-    for vocabulary in description["schema"]["vocabularies"]:
-        if vocabulary["name"] in sizes:
-            vocabulary |= {"size": sizes[vocabulary["name"]], "method": method}
-    (root / DESCRIPTION).write_text(json.dumps(description))
+
+    def change(description: dict[str, Any]) -> None:
+        for vocabulary in description["schema"]["vocabularies"]:
+            if vocabulary["name"] in sizes:
+                vocabulary |= {"size": sizes[vocabulary["name"]], "method": method}
+
+    rewrite(root, change)
     return root
 
 

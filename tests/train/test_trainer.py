@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 
 from pipeline.config import ShardingConfig
-from pipeline.data.logs import DESCRIPTION, Dataset
+from pipeline.data.logs import Dataset
 from pipeline.errors import CheckpointError, ConfigError, DataError, TrefoilError
 from pipeline.train import checkpoint
 from pipeline.train.sharding import describe_plan, joined
 from pipeline.train.trainer import Trainer
-from tests.data.logs import write_log
+from tests.data.logs import rewrite, write_log
 from tests.train.runs import Recorder, tiny_config, train
 
 
@@ -33,12 +32,13 @@ def build(root: Path, folder: Path, **changes: Any) -> None:
 
 def without_training_days(root: Path, surface: str) -> None:
     """Take a surface's first day out of the description."""
-    path = root / DESCRIPTION
-    description = json.loads(path.read_text())
-    description["partitions"] = [
-        p for p in description["partitions"] if (p["surface"], p["date"]) != (surface, "2026-01-01")
-    ]
-    path.write_text(json.dumps(description))
+
+    def change(description: dict[str, Any]) -> None:
+        description["partitions"] = [
+            p for p in description["partitions"] if (p["surface"], p["date"]) != (surface, "2026-01-01")
+        ]
+
+    rewrite(root, change)
 
 
 def test_a_surface_without_training_requests_is_named(tmp_path: Path) -> None:
