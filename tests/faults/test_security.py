@@ -34,13 +34,8 @@ from pipeline.sweep.space import read_space
 from pipeline.tracking import Tracker, sync
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import files
-<<<<<<< HEAD
 from pipeline.train.checkpoint.shards import Reader
-from tests.data.logs import write_log
-=======
-from pipeline.train.checkpoint.files import Reader
 from tests.data.logs import rewrite, write_log
->>>>>>> 16297fc (Locks carry hashes and are all that set-up installs; dataset.json carries its own checksum; fuzzing's targets by what they read)
 from tests.rollout.plans import plan
 from tests.sweep.test_study import CONFIG, SPACE
 from tests.train.runs import tiny_config

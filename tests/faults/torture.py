@@ -150,9 +150,9 @@ class Campaign:
         ranks = [2, *(rng.choice((2, 2, 1, 3)) for _ in range(ATTEMPTS))] if rng.random() < 0.4 else [2] * ATTEMPTS
         attempts = self._train(folder, blows, ranks)
         self._judge(number, folder, attempts, ranks[: len(attempts)])
-        if "export" in self.places and number % 4 == 0:
+        if "export" in self.places and number % 8 == 0:
             self._strike_export(number, rng)
-        if "promotion" in self.places and number % 2 == 0:
+        if "promotion" in self.places and number % 3 == 0:
             self._strike_promotion(number, rng)
         self.tally.runs += 1
         if not self.tally.problems:
