@@ -146,7 +146,7 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
                 console = trainer.reporter.console  # type: ignore[union-attr]
                 console.file.seek(0)
                 console.file.truncate()
-            trainer.supervision.leaving = time.monotonic() > end
+            trainer.supervision.leaving |= time.monotonic() > end  # a SIGTERM ends it sooner, with its table
             began = time.perf_counter()
 
     trainer.steps = watched  # type: ignore[method-assign]
