@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchrec.modules.mc_modules import LRU_EvictionPolicy, MCHManagedCollisionModule
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from components.names import keep_surfaces
 from pipeline.config import (
@@ -200,3 +202,27 @@ def test_days_are_split_by_time(dataset: Dataset) -> None:
         split_days(dataset, DaysConfig(validation=1, test=1))
     with pytest.raises(DataError, match="unknown day '2026-01-03'"):
         split_days(dataset, DaysConfig(last="2026-01-03"))
+
+
+def test_ids_find_their_rows_as_the_recipe_says_or_not_at_all(dataset: Dataset) -> None:
+    ids = {v.name: v.method for v in dataset.schema.vocabularies}
+    assert plan_of(dataset, model=variant(ids=ids)).layout == plan_of(dataset).layout
+    assert set(ids.values()) == {"given"}
+    wrong = {"item": "hash", "user": "managed", "itm": "given"}
+    with pytest.raises(ConfigError) as caught:
+        plan_of(dataset, model=variant(ids=wrong))
+    message = str(caught.value)
+    assert "table 'item' shall find its rows by 'hash', and the log's ids are of method 'given'" in message
+    assert "table 'user' cannot be managed: on CPU FBGEMM 1.8 cannot reset the rows that are evicted" in message
+    assert "unknown table 'itm'; did you mean 'item'" in message
+
+
+def test_managed_collision_still_cannot_be_trained_and_resumed_here() -> None:
+    """The reasons for which the recipe's word `managed` is refused; when this fails, a new version may do it."""
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("fbgemm::reset_weight_momentum", "CPU")
+    module = MCHManagedCollisionModule(
+        zch_size=4, device=CPU, eviction_policy=LRU_EvictionPolicy(), eviction_interval=3, input_hash_size=100
+    )
+    module({"item": JaggedTensor(values=torch.tensor([70, 71]), lengths=torch.ones(2, dtype=torch.int64))})
+    assert module._current_history_buffer_offset == 2
+    assert not [name for name in module.state_dict() if "history" in name]
