@@ -45,8 +45,9 @@ DIN_UNIT = 36
 # Each of the first two is held by a test that fails when a new version can do it (tests/train/test_build.py).
 NOT_MANAGED = (
     "on CPU FBGEMM 1.8 cannot reset the rows that are evicted (fbgemm::reset_weight_momentum); no checkpoint holds the "
-    "ids that TorchRec 1.8 has seen since the last eviction, so that a resumed run would learn something else; artifacts "
-    "have no place for a map of ids. Ingest the vocabulary by index, with a table that grows from day to day, or by hash"
+    "ids that TorchRec 1.8 has seen since the last eviction, so that a resumed run would learn something else; and "
+    "artifacts have no place for a map of ids. Ingest the vocabulary by index, its table growing from day to day, "
+    "or by hash"
 )
 
 Moments = Mapping[str, tuple[float, float]]
