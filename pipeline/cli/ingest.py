@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from pipeline.cli.common import console, finish, parse
-from pipeline.data.ingest import ingest
+from pipeline.data.ingest import ingest, refuse_leaks
 from pipeline.errors import ConfigError
 
 DESCRIPTION = """Turn flat impression logs (CSV, Parquet) into a Trefoil log. See docs/data.md for specs.
@@ -34,6 +34,9 @@ class Args:
     """Processes that work at the same time."""
     workers: int = 1
     """How many times this same command is started, on nodes that share the folder, to share the work."""
+    check_leaks_at_ms: int | None = None
+    """Write only if no feature of a request up to this time (ms since 1970, best the middle of the log) changes when
+    every outcome not known then does; takes two ingests more."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -47,6 +50,9 @@ def main(argv: list[str]) -> int:
         if not equals:
             raise ConfigError(f"parameter {text!r} is not written name=value, such as root=path/to/logs")
         params[name] = value
+    if args.check_leaks_at_ms is not None:
+        out.print("changing outcomes to see whether a feature changes too early", style="dim")
+        refuse_leaks(args.spec, params, at=args.check_leaks_at_ms, memory_gb=args.memory_gb, jobs=args.jobs)
     dataset = ingest(
         args.spec,
         args.out,

@@ -22,7 +22,7 @@ from pipeline.data.ingest.source import (
     stable_hash,
     text_column,
 )
-from pipeline.data.ingest.spec import IngestSpec
+from pipeline.data.ingest.spec import IngestSpec, TurnedSpec
 from pipeline.errors import DataError
 
 MS_PER_DAY = 86_400_000
@@ -118,6 +118,12 @@ def read_events(spec: IngestSpec, frame: pl.LazyFrame, path: Path, after: int | 
     for name, table in spec.tables.items():
         columns[join_key(name)] = text_column(frame, table.log_key, path, f"tables.{name}.log_key")
     events = frame.select(**columns)
+    if isinstance(spec, TurnedSpec):
+        turned = pl.col("_time") >= spec.turned_from_ms
+        outcomes = [label(task) for task in spec.tasks]
+        events = events.with_columns(
+            pl.when(turned).then(1 - pl.col(y).fill_null(0.0)).otherwise(pl.col(y)).alias(y) for y in outcomes
+        )
     events = _checked(spec, events)
     events = _kept(spec, events, after)
     if "_given" in columns:

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.data.ingest.outcomes import outcome_problems
 from pipeline.data.ingest.spec import FeatureSpec, IngestSpec
 from pipeline.errors import ConfigError, unknown
 from pipeline.schema import HISTORY_ITEM, RESERVED
@@ -148,6 +149,7 @@ def _problems(spec: IngestSpec) -> Iterator[str]:
             yield f"vocabularies.{name}.size: method {v.method} needs a size"
         if name in {f.name for f in spec.features if f.buckets is not None}:
             yield f"vocabularies.{name}: the bucketised feature of this name has a vocabulary of its own; rename one"
+    yield from outcome_problems(spec)
     yield from _history_problems(spec)
     yield from _causal_problems(spec)
 

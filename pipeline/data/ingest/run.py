@@ -29,7 +29,7 @@ _FIXED_BYTES = 450 << 20  # interpreter, libraries, buffers of reading and writi
 
 
 def ingest(
-    spec: str | Path,
+    spec: str | Path | IngestSpec,
     out: str | Path,
     params: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -46,7 +46,7 @@ def ingest(
     A killed ingest goes on where it stopped when called again with the same arguments.
 
     Args:
-        spec: path of a spec, or name of a shipped one.
+        spec: path of a spec, name of a shipped one, or what `load_spec` made of one.
         out: folder of the log to be; must not hold one.
         params: values of the spec's parameters.
         progress: told what begins, in a few words.
@@ -71,7 +71,7 @@ def ingest(
     for name, value in (("jobs", jobs), ("workers", workers)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; give 1 or more")
-    loaded = load_spec(spec, params)
+    loaded = spec if isinstance(spec, IngestSpec) else load_spec(spec, params)
     out = Path(out)
     before = None if previous is None else State.open(previous, loaded)
     inputs = find_inputs(loaded)

@@ -315,7 +315,11 @@ class Causal(Model):
 
 
 class IngestSpec(Model):
-    """A whole spec. `label_delay_s` has no default: how long an outcome takes to be known must be stated."""
+    """A whole spec. `label_delay_s` has no default: how long an outcome takes to be known must be stated.
+
+    Columns that tasks are made from hold outcomes, which features may not read, but for those that `known_at_request`
+    names: what a derived column of that name came from is not looked at.
+    """
 
     name: str
     description: str = ""
@@ -328,6 +332,7 @@ class IngestSpec(Model):
     surface: Surface
     request: Request
     tasks: dict[str, Expression] = Field(min_length=1)
+    known_at_request: list[str] = []
     weight: Expression | None = None
     label_delay_s: float = Field(ge=0)
     days: Days
@@ -348,3 +353,13 @@ class IngestSpec(Model):
     def feature(self, name: str) -> FeatureSpec:
         """The feature called `name`; cross-checks have made sure that it exists."""
         return next(f for f in self.features if f.name == name)
+
+
+class TurnedSpec(IngestSpec):
+    """A spec by which outcomes from a time on read 1 less what they are, and 1 where there is none; see `find_leaks`.
+
+    Args:
+        turned_from_ms: milliseconds since 1970.
+    """
+
+    turned_from_ms: int
