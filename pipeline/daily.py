@@ -18,7 +18,8 @@ from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError
 from pipeline.evaluate.report import MODEL, as_dict, print_report
 from pipeline.job import ConsoleReporter, go_on, member, start_tracker, start_warm, write_status
-from pipeline.tracking import Tracker, metric_name
+from pipeline.progress import Bar
+from pipeline.tracking import metric_name
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointState, CheckpointWriter, Shelf
 from pipeline.train.days import DayChoices, Lesson, day_digest, days_to_come
@@ -83,8 +84,12 @@ def run_days(
             "give --optimizer.decay none"
         )
     dataset = Dataset.open(data)
-    with member(config, folder) as (ranks, supervision), start_tracker(config, dataset, folder, ranks) as tracker:
-        course = _Course(config, dataset, folder, console, ranks, supervision, tracker)
+    with (
+        member(config, folder) as (ranks, supervision),
+        start_tracker(config, dataset, folder, ranks) as tracker,
+        Bar(console, "steps") as bar,
+    ):
+        course = _Course(config, dataset, folder, console, ranks, supervision, ConsoleReporter(console, tracker, bar))
         days, stopped = course.follow(choices, warm, fresh)
         write_status(folder, ranks, "pre-empted" if stopped else "finished", days=list(days))
         last = checkpoint.newest(folder / "checkpoints")
@@ -102,10 +107,10 @@ class _Course:
         console: Console,
         ranks: Ranks,
         supervision: Supervision,
-        tracker: Tracker,
+        reporter: ConsoleReporter,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
-        self.console, self.ranks, self.supervision, self.tracker = console, ranks, supervision, tracker
+        self.console, self.ranks, self.supervision, self.reporter = console, ranks, supervision, reporter
         self.scores: dict[str, Any] = {}
         self.writer = CheckpointWriter(folder / "checkpoints", config.checkpoint, ranks, supervision.beat)
 
@@ -146,13 +151,12 @@ class _Course:
             moments=state.moments if state is not None else None,
             days_done=state.days_done if state is not None else {},
         )
-        reporter = ConsoleReporter(self.console, self.tracker)
         return Trainer(
             self.config,
             self.dataset,
             self.ranks,
             self.folder / "checkpoints",
-            reporter,
+            self.reporter,
             self.supervision,
             lesson,
             self.writer,
@@ -187,7 +191,7 @@ class _Course:
             for metric, estimate in score.estimates.items()
             if estimate.value is not None
         }
-        self.tracker.log_metrics(values, step=trainer.position.epoch)
+        self.reporter.tracker.log_metrics(values, step=trainer.position.epoch)
         scored = checkpoint.newest(self.folder / "checkpoints")
         if scored is not None:
             checkpoint.record_metrics(scored, values)

@@ -28,6 +28,7 @@ from pipeline.evaluate import figures
 from pipeline.evaluate.compare import Comparison
 from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.report import MODEL, as_dict, print_report
+from pipeline.progress import Bar, Progress, untold
 from pipeline.publish import export_surface, register_artifact
 from pipeline.tracking import Tracker, metric_name
 from pipeline.train import checkpoint
@@ -78,6 +79,7 @@ def run(
     tags: Mapping[str, str] | None = None,
     parent: str | None = None,
     profile_steps: tuple[int, int] | None = None,
+    progress: Progress | None = None,
 ) -> JobResult:
     """Train, validate and test; every rank calls this. A folder that holds checkpoints is gone on with.
 
@@ -93,14 +95,18 @@ def run(
         tags: of the run in MLflow, beside our own.
         parent: key of the tracker of the run that this one is part of.
         profile_steps: first and last step to write a profiler's trace of.
+        progress: told of every step of the first rank; None draws it on the console.
 
     Raises:
         TrefoilError: the run does not fit the log, or the folder holds another run.
     """
     dataset = Dataset.open(data)
     with member(config, folder) as (ranks, supervision):
-        with start_tracker(config, dataset, folder, ranks, tags=tags, parent=parent) as tracker:
-            reporter = ConsoleReporter(console, tracker)
+        with (
+            start_tracker(config, dataset, folder, ranks, tags=tags, parent=parent) as tracker,
+            Bar(console, "steps") as bar,
+        ):
+            reporter = ConsoleReporter(console, tracker, progress or bar)
             trainer = Trainer(
                 config, dataset, ranks, folder / "checkpoints", reporter, supervision, profile_steps=profile_steps
             )
@@ -357,11 +363,13 @@ class ConsoleReporter:
     Args:
         console: where to print.
         tracker: where to record.
+        step: told of every step.
     """
 
-    def __init__(self, console: Console, tracker: Tracker) -> None:
+    def __init__(self, console: Console, tracker: Tracker, step: Progress = untold) -> None:
         self.console = console
         self.tracker = tracker
+        self.step = step
 
     def plan(self, trainer: Trainer) -> None:
         """Print the sharding plan, sizes and days at the start."""

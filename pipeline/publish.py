@@ -14,6 +14,7 @@ from rich.console import Console
 from pipeline.config import default_home
 from pipeline.data.logs import Dataset
 from pipeline.errors import RegistryError, unknown
+from pipeline.progress import Bar, Progress, untold
 from pipeline.rollout.registry import ALIASES, CHALLENGER, Registry, model_name
 from pipeline.serve.artifact import CONFIG, ArtifactInfo, open_artifact
 from pipeline.serve.bound import DEFAULT_BUDGET, Budget
@@ -41,17 +42,19 @@ def export_surface(
 ) -> dict[str, Any]:
     """Export one surface and say what came out; raises as `pipeline.serve.export.export`."""
     quiet_dependencies()
-    info = export(
-        checkpoint,
-        surface,
-        out,
-        dataset=dataset,
-        days=days,
-        dtype=dtype,
-        max_requests=max_requests,
-        budget=budget,
-        compile=compile,
-    )
+    with Bar(console, "steps") as bar:
+        info = export(
+            checkpoint,
+            surface,
+            out,
+            dataset=dataset,
+            days=days,
+            dtype=dtype,
+            max_requests=max_requests,
+            budget=budget,
+            compile=compile,
+            progress=bar,
+        )
     parity = info.read("parity.json")
     worst = max(task["largest_difference"] for task in parity["tasks"].values())
     console.print(
@@ -156,7 +159,15 @@ def open_scorer(artifact: str) -> Scorer:
     return scorer
 
 
-def score_file(artifact: str, source: Path, out: Path, *, raw: bool = False, deltas: Sequence[Path] = ()) -> int:
+def score_file(
+    artifact: str,
+    source: Path,
+    out: Path,
+    *,
+    raw: bool = False,
+    deltas: Sequence[Path] = (),
+    progress: Progress = untold,
+) -> int:
     """Score a Parquet file of rows into another, rows in the same order; returns their number.
 
     Args:
@@ -165,6 +176,7 @@ def score_file(artifact: str, source: Path, out: Path, *, raw: bool = False, del
         out: file to write.
         raw: feature columns hold raw values, not ids (`pipeline.serve.raw`).
         deltas: folders of deltas to apply first, in order.
+        progress: told of the candidates that are scored.
 
     Raises:
         ArtifactError, RegistryError: see `open_scorer`; or a delta does not fit.
@@ -174,7 +186,7 @@ def score_file(artifact: str, source: Path, out: Path, *, raw: bool = False, del
     scorer = open_scorer(artifact)
     for delta in deltas:
         scorer.apply(delta)
-    frame = scorer.score_frame(source, keys="raw" if raw else "ids")
+    frame = scorer.score_frame(source, keys="raw" if raw else "ids", progress=progress)
     names = [c for c in ("request_id", "user_id") if c in pq.read_schema(source).names]
     keys = pl.read_parquet(source, columns=names, hive_partitioning=False) if names else pl.DataFrame()
     out.parent.mkdir(parents=True, exist_ok=True)

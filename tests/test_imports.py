@@ -20,7 +20,7 @@ PACKAGES = ("components", "pipeline", "torchx_specs")
 # From the ground up. Rooms of one floor may import each other's modules only where they are the same room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("components", "torchx_specs"),
-    ("pipeline.errors", "pipeline.texts"),
+    ("pipeline.errors", "pipeline.texts", "pipeline.progress"),
     ("pipeline.schema",),
     ("pipeline.config", "pipeline.tracking"),
     ("pipeline.evaluate",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -27,6 +28,19 @@ VERBS = {
     "sync": "send MLflow what a run's records still hold",
     "completion": "print a script that completes verbs and flags in bash or zsh",
     "doctor": "what works on this machine and what does not",
+}
+
+# What to do about an error of the operating system.
+HINTS = {
+    errno.ENOSPC: "make room, and give the same command again: what is done is kept",
+    errno.EDQUOT: "make room, and give the same command again: what is done is kept",
+    errno.EACCES: "give a folder that you may write to, or ask its owner",
+    errno.EPERM: "give a folder that you may write to, or ask its owner",
+    errno.EROFS: "give a folder on a disk that can be written to",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "let the shell open more files, such as `ulimit -n 65536`",
+    errno.ENOMEM: "give the process more memory, or less work at a time",
+    errno.EIO: "look at the disk's health before you trust what lies on it",
 }
 
 
@@ -57,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         # A disk that is full, read-only or forbidden; a file that went away.
         where = f" ({error.filename})" if error.filename else ""
-        print(without_passwords(f"trefoil {verb}: {error.strerror or error}{where}"), file=sys.stderr)
+        hint = f"; {HINTS[error.errno]}" if error.errno in HINTS else ""
+        print(without_passwords(f"trefoil {verb}: {error.strerror or error}{where}{hint}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"trefoil {verb}: interrupted", file=sys.stderr)

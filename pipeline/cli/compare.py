@@ -28,6 +28,8 @@ class Args:
     """Resamples of users behind each interval."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> int:
         if name in runs:
             raise ConfigError(f"run {name!r} is given twice; give different folders")
         runs[name] = Predictions.concat(parts)
-    comparison = compare(runs, resamples=args.resamples)
-    print_report(comparison, console=console(args.json))
+    out = console(args)
+    with out.status(f"drawing users anew {args.resamples} times for the intervals"):
+        comparison = compare(runs, resamples=args.resamples)
+    print_report(comparison, console=out)
     return finish(as_dict(comparison), args.json)

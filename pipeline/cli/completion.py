@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.cli import VERBS
-from pipeline.cli.common import parse
+from pipeline.cli.common import finish, parse
 from pipeline.errors import ConfigError, unknown
 
 DESCRIPTION = """Print a script that completes verbs, flags and file names in a shell.
@@ -26,14 +26,20 @@ SHELLS = ("bash", "zsh")
 class Args:
     shell: Annotated[str, tyro.conf.Positional] = "bash"
     """bash or zsh."""
+    json: bool = False
+    """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="completion", description=DESCRIPTION)
     if args.shell not in SHELLS:
         raise ConfigError(unknown("shell", args.shell, SHELLS))
-    print(script(args.shell), end="")
-    return 0
+    text = script(args.shell)
+    if not args.json and not args.quiet:
+        print(text, end="")
+    return finish({"shell": args.shell, "script": text}, args.json)
 
 
 def script(shell: str) -> str:

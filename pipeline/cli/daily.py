@@ -48,6 +48,8 @@ class Args:
     """With --warm-start: tables or parameters (names or patterns) that start anew although the checkpoint has them."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
     if not job.is_worker() and args.nproc > 1:
         return launch("daily", argv, args.nproc, args.max_restarts, args.run_dir)
-    out = console(args.json)
+    out = console(args)
     choices = DayChoices(skip=args.skip, late=args.late, again=args.again, keep=args.keep)
     result = run_days(
         args.config,

@@ -20,11 +20,13 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "mlflow", "pyarrow", "polars", "t
 class Args:
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="doctor", description=DESCRIPTION)
-    out = console(args.json)
+    out = console(args)
     found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     problems = [f"{name} is not installed; run `make setup`" for name, v in found.items() if v is None]
     notes: list[str] = []

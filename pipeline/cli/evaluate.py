@@ -26,6 +26,8 @@ class Args:
     """Resamples of users behind each interval."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -33,17 +35,20 @@ def main(argv: list[str]) -> int:
     from pipeline.data.logs import Dataset
     from pipeline.evaluate.predictions import write_predictions
     from pipeline.evaluate.report import as_dict, print_report
+    from pipeline.progress import Bar
     from pipeline.train.checkpoint import read_state
     from pipeline.train.days import split_days
     from pipeline.train.judge import judge, score_days
 
-    out = console(args.json)
+    out = console(args)
     state = read_state(args.checkpoint)
     dataset = Dataset.open(args.data)
     days = args.days or split_days(dataset, state.config.days).test
-    predictions = score_days(args.checkpoint, dataset, days)
+    with Bar(out, "batches") as bar:
+        predictions = score_days(args.checkpoint, dataset, days, bar)
     if args.out is not None:
         write_predictions(args.out, predictions)
-    comparison = judge(predictions, dataset, state.training_days, resamples=args.resamples)
+    with out.status(f"drawing users anew {args.resamples} times for the intervals"):
+        comparison = judge(predictions, dataset, state.training_days, resamples=args.resamples)
     print_report(comparison, console=out)
     return finish({"days": days, **as_dict(comparison)}, args.json)

@@ -40,6 +40,8 @@ class Args:
     """Log it to MLflow and register it as challenger."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     from pipeline.serve.bound import Budget
     from pipeline.train.checkpoint import read_state
 
-    out = console(args.json)
+    out = console(args)
     dataset = Dataset.open(args.data) if args.data is not None else None
     if args.delta_from is not None:
         if args.register:

@@ -10,6 +10,7 @@ import tyro
 from pipeline.cli.common import console, finish, parse
 from pipeline.data.ingest import ingest, refuse_leaks
 from pipeline.errors import ConfigError
+from pipeline.progress import Bar
 
 DESCRIPTION = """Turn flat impression logs (CSV, Parquet) into a Trefoil log. See docs/data.md for specs.
 
@@ -39,11 +40,13 @@ class Args:
     every outcome not known then does; takes two ingests more."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="ingest", description=DESCRIPTION)
-    out = console(args.json)
+    out = console(args)
     params = {}
     for text in args.params:
         name, equals, value = text.partition("=")
@@ -53,17 +56,27 @@ def main(argv: list[str]) -> int:
     if args.check_leaks_at_ms is not None:
         out.print("changing outcomes to see whether a feature changes too early", style="dim")
         refuse_leaks(args.spec, params, at=args.check_leaks_at_ms, memory_gb=args.memory_gb, jobs=args.jobs)
-    dataset = ingest(
-        args.spec,
-        args.out,
-        params,
-        progress=lambda text: out.print(text, style="dim"),
-        previous=args.previous,
-        keep_state=args.keep_state,
-        memory_gb=args.memory_gb,
-        jobs=args.jobs,
-        workers=args.workers,
-    )
+    what = ""
+    with Bar(out, "steps") as bar:
+
+        def begin(text: str) -> None:
+            nonlocal what
+            what = text
+            if not out.is_terminal:
+                out.print(text)
+
+        dataset = ingest(
+            args.spec,
+            args.out,
+            params,
+            progress=begin,
+            count=lambda done, total: bar(done, total, what),
+            previous=args.previous,
+            keep_state=args.keep_state,
+            memory_gb=args.memory_gb,
+            jobs=args.jobs,
+            workers=args.workers,
+        )
     sizes = {s: sum(p.requests for p in dataset.partitions(s)) for s in dataset.schema.surfaces}
     shown = sum(p.impressions for p in dataset.description.partitions)
     out.print(f"wrote {args.out}: {sum(sizes.values()):,} requests, {shown:,} impressions, {len(dataset.days)} days")

@@ -29,11 +29,13 @@ class Args:
     """Show each day beside the totals of a surface; none given shows days where there are at most 7."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="inspect", description=DESCRIPTION)
-    out = console(args.json)
+    out = console(args)
     with out.status(f"reading {args.data}"):
         found = inspect(args.data)
     result = found.as_dict()

@@ -49,6 +49,8 @@ class Args:
     """Hosts at which that search ends."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> int:
     from pipeline.train.quiet import quiet_dependencies
 
     quiet_dependencies()
-    out = console(args.json)
+    out = console(args)
     workload = _workload(args)
     cluster = Cluster(gpu=GPUS[args.gpu], nodes=args.nodes, gpus_per_node=args.gpus_per_node)
     out.print(

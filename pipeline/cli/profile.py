@@ -37,6 +37,8 @@ class Args:
     """JSON file to write."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -44,25 +46,28 @@ def main(argv: list[str]) -> int:
     from rich.table import Table
 
     from pipeline.errors import ConfigError
+    from pipeline.progress import Bar
     from pipeline.serve.profile import devices, profile
     from pipeline.train.quiet import quiet_dependencies
 
     if not args.artifact:
         raise ConfigError("artifact names no folder; give one or more made by `trefoil export`")
     quiet_dependencies()
-    out = console(args.json)
+    out = console(args)
     found = []
     for folder in args.artifact:
         for device in devices() if args.device == "all" else (args.device,):
-            result = profile(
-                folder,
-                requests=args.requests,
-                candidates=args.candidates,
-                history=args.history,
-                seconds=args.seconds,
-                precision=args.precision,
-                device=device,
-            )
+            with Bar(out, "shapes") as bar:
+                result = profile(
+                    folder,
+                    requests=args.requests,
+                    candidates=args.candidates,
+                    history=args.history,
+                    seconds=args.seconds,
+                    precision=args.precision,
+                    device=device,
+                    progress=bar,
+                )
             found.append(result)
             title = f"{result['surface']}, {result['dtype']}{', compiled' if result['compiled'] else ''} on {device}"
             table = Table(*COLUMNS, title=title)

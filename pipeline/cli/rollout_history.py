@@ -20,6 +20,8 @@ class Args:
     """Which surfaces; none given shows all."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
     from pipeline.rollout import audit
     from pipeline.rollout.registry import Registry
 
-    out = console(args.json)
+    out = console(args)
     registry = Registry(default_home())
     known = registry.surfaces()
     for surface in args.surfaces:

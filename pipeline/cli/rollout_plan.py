@@ -58,6 +58,8 @@ class Args:
     """Harm in mean log loss that the canary lets pass."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
 
     if args.out.exists():
         raise ConfigError(f"{args.out} already exists; a reviewed plan is not written over, give another --out")
-    out = console(args.json)
+    out = console(args)
     thresholds = Thresholds(
         auc_margin=args.auc_margin,
         ne_margin=args.ne_margin,

@@ -28,6 +28,8 @@ class Args:
     """In words, for the record."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     evidence = record.evidence
     assert evidence is not None, "no promotion without"
     before = record.before.get("champion")
-    console(args.json).print(
+    console(args).print(
         f"{args.surface}: version {version.version} is champion"
         + (f", version {before} previous" if before is not None else "")
         + f"; evidence: MLflow run {evidence.run}"

@@ -32,6 +32,8 @@ class Args:
     """Resamples of users behind each interval."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
     from pipeline.rollout.plan import read_plan
     from pipeline.rollout.registry import CHALLENGER, PREVIOUS, Registry
 
-    out = console(args.json)
+    out = console(args)
     plan = read_plan(args.plan)
     folder = args.out or default_home() / "rollout"
     context = open_context(plan, 0, args.data, folder, resamples=args.resamples, console=out)

@@ -24,6 +24,8 @@ class Args:
     """In words, for the record."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> int:
     start = time.perf_counter()
     version = registry.rollback(args.surface, actor=args.actor, reason=args.reason)
     seconds = time.perf_counter() - start
-    console(args.json).print(f"{args.surface}: version {version.version} is champion again ({seconds:.2f} s)")
+    console(args).print(f"{args.surface}: version {version.version} is champion again ({seconds:.2f} s)")
     # Told only now: what serves comes first, its record in MLflow after.
     from pipeline.rollout.driver.publication import keep_change
 

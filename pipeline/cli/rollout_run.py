@@ -30,6 +30,8 @@ class Args:
     """Resamples of users behind each interval."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
     from pipeline.rollout.plan import read_plan
     from pipeline.rollout.registry import CHALLENGER, Registry
 
-    out = console(args.json)
+    out = console(args)
     folder = args.out or default_home() / "rollout"
     context = open_context(read_plan(args.plan), args.wave, args.data, folder, resamples=args.resamples, console=out)
     result = run_wave(context)

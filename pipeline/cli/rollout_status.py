@@ -19,6 +19,8 @@ Example:  trefoil rollout status"""
 class Args:
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> int:
     from pipeline.config import default_home
     from pipeline.rollout.registry import ALIASES, Registry
 
-    out = console(args.json)
+    out = console(args)
     registry = Registry(default_home())
     surfaces = registry.surfaces()
     recovered = {s: record for s in surfaces if (record := registry.recover(s)) is not None}

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.cli.common import console, finish, parse
+from pipeline.progress import Bar
 
 DESCRIPTION = """Score rows with a surface's artifact: calibrated probabilities per task, in the order of the rows.
 
@@ -32,12 +33,16 @@ class Args:
     """Deltas to apply first, in order, made by trefoil export --delta-from."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="score", description=DESCRIPTION)
     from pipeline import publish
 
-    rows = publish.score_file(args.artifact, args.input, args.out, raw=args.raw, deltas=args.delta)
-    console(args.json).print(f"wrote {args.out}: {rows:,} rows")
+    out = console(args)
+    with Bar(out, "candidates") as bar:
+        rows = publish.score_file(args.artifact, args.input, args.out, raw=args.raw, deltas=args.delta, progress=bar)
+    out.print(f"wrote {args.out}: {rows:,} rows")
     return finish({"out": str(args.out), "rows": rows}, args.json)

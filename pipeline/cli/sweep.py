@@ -50,6 +50,8 @@ class Args:
     """Processes on this machine for each run."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 class RunFailedError(TrefoilError):
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
     from pipeline.sweep.study import Sweep, best_config, work
     from pipeline.tracking import Tracker
 
-    out = console(args.json)
+    out = console(args)
     config = find(args.recipe)()
     dataset = Dataset.open(args.data)
     space, metric = read_space(args.space, config)

@@ -24,13 +24,15 @@ class Args:
     """Address of MLflow; none given takes MLFLOW_TRACKING_URI, else the run's own."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
     args = parse(Args, argv, verb="sync", description=DESCRIPTION)
     from pipeline.tracking.sender import sync
 
-    out = console(args.json)
+    out = console(args)
     found: dict[str, object] = {}
     failed = 0
     for folder in args.runs:

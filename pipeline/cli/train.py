@@ -50,6 +50,8 @@ class Args:
     """Export every surface afterwards and register it as challenger."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
     folder = args.run_dir or _new_folder(args.config)
     if not job.is_worker() and args.nproc > 1:
         return launch("train", argv, args.nproc, args.max_restarts, folder)
-    out = console(args.json)
+    out = console(args)
     if args.fresh and args.warm_start is None:
         raise ConfigError("--fresh is given without --warm-start, which it is about")
     result = job.run(

@@ -22,6 +22,8 @@ class Args:
     """The file to write, NAME.safetensors; NAME.json goes beside it. Neither may exist."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors, and with --json the result."""
 
 
 def main(argv: list[str]) -> int:
@@ -30,5 +32,5 @@ def main(argv: list[str]) -> int:
 
     path = unshard(args.checkpoint, args.out)
     size = path.stat().st_size
-    console(args.json).print(f"wrote {path} ({size / 1e6:.1f} MB) and {path.with_suffix('.json').name}")
+    console(args).print(f"wrote {path} ({size / 1e6:.1f} MB) and {path.with_suffix('.json').name}")
     return finish({"file": str(path), "description": str(path.with_suffix(".json")), "bytes": size}, args.json)

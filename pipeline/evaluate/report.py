@@ -125,7 +125,7 @@ def print_report(comparison: Comparison, *, console: Console | None = None, metr
     if not console.is_terminal:
         free = console.options.update(max_width=10_000)
         needed = max(Measurement.get(console, free, table).maximum for table in tables)
-        console = Console(file=console.file, width=max(console.width, needed))
+        console = Console(file=console.file, width=max(console.width, needed), quiet=console.quiet)
     console.print(Group(*tables))
 
 

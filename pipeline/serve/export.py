@@ -17,6 +17,7 @@ from pipeline.config import config_to_json
 from pipeline.data.logs import Dataset
 from pipeline.errors import ArtifactError, ConfigError, unknown
 from pipeline.evaluate.metrics import TaskMetrics
+from pipeline.progress import Progress, untold
 from pipeline.serve import parity
 from pipeline.serve.artifact import (
     BOUND,
@@ -70,6 +71,7 @@ def export(
     max_requests: int | None = None,
     budget: Budget = DEFAULT_BUDGET,
     compile: bool = False,
+    progress: Progress = untold,
 ) -> ArtifactInfo:
     """Prune a trained model to one surface, quantise its tables, export it, compare it with the trainer, write it.
 
@@ -85,6 +87,7 @@ def export(
         max_requests: most requests in one run of the program; the scorer splits beyond it. None finds it by a sweep.
         budget: latency and memory that the sweep allows one run.
         compile: also compile with AOTInductor, which needs a C++ compiler and makes scoring faster.
+        progress: told what begins.
 
     Raises:
         ConfigError: the model does not serve the surface.
@@ -104,8 +107,11 @@ def export(
         key_maps = _copy_vocabularies(state, surface, dataset, beside)
         _write_preprocessing(state, surface, dataset, beside)
         job = _Job(checkpoint, state, surface, beside, dtype, key_maps)
+        progress(0, 3, f"tracing {surface}" + (" and compiling it" if compile else ""))
         job.write_program(compile=compile)
+        progress(1, 3, f"finding how many requests of {surface} go at once")
         scorer = job.write_signature(max_requests, budget)
+        progress(2, 3, f"comparing {surface} with its trainer")
         job.write_reports(scorer, _rows(job.signature, dataset, days, parity_rows))
     return open_artifact(out)
 

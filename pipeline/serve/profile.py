@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import ConfigError
+from pipeline.progress import Progress, untold
 from pipeline.serve.artifact import COMPILED, METRICS, ArtifactInfo, open_artifact
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.measure import half_interval, one_thread, peak_bytes, percentile_interval, times
@@ -68,6 +69,7 @@ def profile(
     seconds: float = 2.0,
     precision: float = 0.02,
     device: str = "cpu",
+    progress: Progress = untold,
 ) -> dict[str, object]:
     """Measure an artifact over all combinations of the given sizes, one operator at a time (one thread).
 
@@ -80,6 +82,7 @@ def profile(
         seconds: stop a shape's runs after this time, however many were made.
         precision: half the width of the 95 % interval of the mean, relative, at which a shape is known well enough.
         device: cpu or cuda.
+        progress: told of every shape.
 
     Returns:
         For JSON: the artifact, and for each shape the milliseconds of the whole scorer on an Arrow table
@@ -111,7 +114,10 @@ def profile(
         for r, c, h in product(requests, candidates, sorted({min(h, longest) for h in history}))
     ]
     with one_thread():
-        found = [_measure(scorer, graph, shape, repeats, seconds, precision) for shape in shapes]
+        found = []
+        for done, shape in enumerate(shapes, 1):
+            found.append(_measure(scorer, graph, shape, repeats, seconds, precision))
+            progress(done, len(shapes), f"measuring {info.surface}")
     return {
         "surface": info.surface,
         "digest": info.digest,

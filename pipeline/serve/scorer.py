@@ -18,6 +18,7 @@ import torch
 from pipeline.data.block import RequestBlock
 from pipeline.data.rowgroups import split
 from pipeline.errors import DataError
+from pipeline.progress import Progress, untold
 from pipeline.serve.artifact import PREPROCESSING, VOCABULARIES, ArtifactInfo, open_artifact
 from pipeline.serve.delta import changed_tensors, read_delta
 from pipeline.serve.example import made_up_requests
@@ -120,12 +121,13 @@ class Scorer:
         for _ in range(_WARM_UP):
             self.score(table)
 
-    def score(self, rows: Rows, *, keys: Literal["ids", "raw"] = "ids") -> pa.Table:
+    def score(self, rows: Rows, *, keys: Literal["ids", "raw"] = "ids", progress: Progress = untold) -> pa.Table:
         """One float32 column a task, in the order of the rows; lists of one entry a candidate for grouped rows.
 
         Args:
             rows: see `pipeline.serve.rows`.
             keys: whether feature columns hold ids and numbers as in the log, or raw values (`pipeline.serve.raw`).
+            progress: told of the candidates that are scored.
 
         Raises:
             DataError: the rows are not what the artifact wants, or are refused because they are too many.
@@ -139,21 +141,27 @@ class Scorer:
                 )
             table = self._raw.encode(table, source)
         requests = to_requests(table, self.signature, source)
-        return self._result(requests, self.score_block(requests.block))
+        return self._result(requests, self.score_block(requests.block, progress))
 
-    def score_frame(self, rows: Rows, *, keys: Literal["ids", "raw"] = "ids") -> pl.DataFrame:
+    def score_frame(
+        self, rows: Rows, *, keys: Literal["ids", "raw"] = "ids", progress: Progress = untold
+    ) -> pl.DataFrame:
         """`score` as a Polars frame."""
-        frame = pl.from_arrow(self.score(rows, keys=keys))
+        frame = pl.from_arrow(self.score(rows, keys=keys, progress=progress))
         assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
         return frame
 
-    def score_block(self, block: RequestBlock) -> np.ndarray:
+    def score_block(self, block: RequestBlock, progress: Progress = untold) -> np.ndarray:
         """Probabilities of checked requests, float32 [C, T]; never more at a time than the artifact's bounds."""
         limit = self.signature.max_requests
         if len(block) > limit and self.past_limit == "refuse":
             raise DataError(f"{len(block)} requests are more than the artifact's bound of {limit}; send fewer at once")
         program = self.program  # read once: all parts of this call run with the same weights
-        parts = [self.run(part, program) for part in bounded(block, limit, self.signature.max_candidates)]
+        parts, done, candidates = [], 0, int(block.candidate_counts.sum())
+        for part in bounded(block, limit, self.signature.max_candidates):
+            parts.append(self.run(part, program))
+            done += len(parts[-1])
+            progress(done, candidates, "scoring")
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty((0, len(self.signature.tasks)), np.float32), *parts])

@@ -17,6 +17,7 @@ from pipeline.evaluate.baseline import TrivialBaseline
 from pipeline.evaluate.compare import Comparison, compare
 from pipeline.evaluate.predictions import Predictions, write_predictions
 from pipeline.evaluate.report import lineup
+from pipeline.progress import Progress, untold
 from pipeline.schema import REQUEST_ID
 from pipeline.train import checkpoint
 from pipeline.train.sharding import Ranks
@@ -90,8 +91,14 @@ def gather(collector: PredictionCollector, path: Path, ranks: Ranks, dataset: Da
     return predictions
 
 
-def score_days(path: Path, dataset: Dataset, days: tuple[str, ...]) -> Predictions:
+def score_days(path: Path, dataset: Dataset, days: tuple[str, ...], progress: Progress = untold) -> Predictions:
     """Predictions of a checkpoint for whole days of a log, in this process alone, on the CPU.
+
+    Args:
+        path: of the checkpoint.
+        dataset: the log.
+        days: which days.
+        progress: told of every batch.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of a log with other columns.
@@ -116,8 +123,9 @@ def score_days(path: Path, dataset: Dataset, days: tuple[str, ...]) -> Predictio
                 days=(day,),
                 seed=state.config.seed,
             )
-            for batch in loader.batches(0):
+            for done, batch in enumerate(loader.batches(0), 1):
                 collector.add(day, task(batch)[1])
+                progress(done, loader.steps, f"scoring {day}")
     table = collector.table()
     if table is None:
         raise DataError(f"the days {', '.join(days)} hold no request", file=str(dataset.root))

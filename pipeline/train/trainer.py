@@ -39,6 +39,8 @@ class Reporter(Protocol):
 
     def progress(self, *, epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None: ...
 
+    def step(self, done: int, total: int, what: str) -> None: ...
+
 
 @dataclass
 class Position:
@@ -250,7 +252,8 @@ class Trainer:
         self.window.begin(self.loader.waited_s)
         self.window.look(self._reports_after(self.position.step + 1))
         with profiled(self._profile_steps(), self.folder.parent / "traces", self.ranks.rank) as profiler:
-            for outputs in self.steps(batches):
+            what = f"epoch {self.position.epoch + 1} of {self.last_epoch}"
+            for outputs in self.steps(batches, what, done=self.position.step, total=self.loader.steps):
                 self.position.step += 1
                 self.window.add(self.position.epoch, self.position.step, outputs)
                 if self._reports_after(self.position.step):
@@ -264,8 +267,17 @@ class Trainer:
                 if profiler is not None:
                     profiler.step()
 
-    def steps(self, batches: Iterator[Batch]) -> Iterator[StepOutputs]:
-        """A step for each batch until ranks agree to stop, in training mode with updates; every rank calls this."""
+    def steps(
+        self, batches: Iterator[Batch], what: str = "", *, done: int = 0, total: int = 0
+    ) -> Iterator[StepOutputs]:
+        """A step for each batch until ranks agree to stop, in training mode with updates; every rank calls this.
+
+        Args:
+            batches: of this rank.
+            what: the piece of work, for the reporter.
+            done: steps of it that were done before.
+            total: steps of it; with none the reporter is told nothing.
+        """
         steps = self.step.over(self._agreed(batches))
         while True:
             torch.manual_seed(self._step_seed())
@@ -273,6 +285,9 @@ class Trainer:
             if outputs is None:
                 return
             self.supervision.beat()
+            done += 1
+            if self.reporter is not None and total:
+                self.reporter.step(done, total, what)
             yield outputs
 
     def _settings(self) -> dict[str, float]:
@@ -306,7 +321,7 @@ class Trainer:
                 if self.stopped:
                     break
                 loader = self.make_loader((day,), scoring=True)
-                for outputs in self.steps(loader.batches(0)):
+                for outputs in self.steps(loader.batches(0), f"scoring {day}", total=loader.steps):
                     consume(day, outputs)
         self.model.train()
         self.supervision.rest()

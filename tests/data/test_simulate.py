@@ -66,7 +66,7 @@ def test_a_folder_with_a_log_is_refused(tmp_path: Path) -> None:
 
 def test_requests_are_met_exactly_and_progress_ends_at_them(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    dataset = simulate(tmp_path, SimulationConfig.tiny(), progress=lambda done, total: seen.append((done, total)))
+    dataset = simulate(tmp_path, SimulationConfig.tiny(), progress=lambda done, total, what: seen.append((done, total)))
     assert sum(p.requests for p in dataset.description.partitions) == 300
     assert seen[-1] == (300, 300)
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)

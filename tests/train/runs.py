@@ -62,6 +62,9 @@ class Recorder:
     def progress(self, *, epoch: int, step: int, steps: int, metrics: dict[str, float]) -> None:
         self.steps.append({"epoch": epoch, "step": step, **metrics})
 
+    def step(self, done: int, total: int, what: str) -> None:
+        pass
+
     def losses(self) -> list[list[float]]:
         names = [n for n in self.steps[0] if n.endswith("loss")]
         return [[s[n] for n in names] for s in self.steps]

@@ -118,6 +118,7 @@ class Reading:
                         self.progress(step.what)
                         with self.work.step(step.name) as folder:
                             write(*step.arguments, *shared, folder)
+                        self._count_one()
 
     def _each(self, steps: Iterable[Step], write: Callable[..., None], *shared: Any) -> None:
         """Do steps that do not depend on each other: `write` gets a step's arguments, `shared`, and the folder."""
@@ -126,18 +127,26 @@ class Reading:
             self._one_by_one(steps, write, *shared)
             return
         for todo in self._rounds(steps):
-            self._processes.run(partial(_do, self, write.__name__, shared), todo, self.progress)
+            self._processes.run(partial(_do, self, write.__name__, shared), todo, self._done_by_a_process)
+
+    def _done_by_a_process(self, what: str) -> None:
+        self.progress(what)
+        self._count_one()
+
+    def _count_one(self) -> None:
+        self._counted += 1
+        self._count(self._counted, self.steps)
 
     def _rounds(self, steps: Iterable[Step]) -> Iterator[list[Step]]:
         """Steps that are not done, until all are: those that another worker is at come again in the next round."""
-        steps = list(steps)
-        todo = [step for step in steps if not self.work.done(step.name)]
-        while todo:
-            yield todo
-            todo = [step for step in todo if not self.work.done(step.name)]
-            if todo:
+        steps, before, again = list(steps), self._counted, False
+        while todo := [step for step in steps if not self.work.done(step.name)]:
+            if again:
                 time.sleep(POLL_S)
-        self._counted += len(steps)
+            again = True
+            self._counted = before + len(steps) - len(todo)
+            yield todo
+        self._counted = before + len(steps)
         self._count(self._counted, self.steps)
 
     def _by_bucket(self, name: str, what: str) -> Iterator[Step]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
@@ -23,15 +22,14 @@ from pipeline.data.simulate.users import Users
 from pipeline.data.simulate.visits import requests_per_day_and_bucket
 from pipeline.data.simulate.world import Array, World, generator, make_world
 from pipeline.data.truth import TRUTH
+from pipeline.progress import Progress, untold
 
 PILOT_REQUESTS, PILOT_DAYS, PILOT_ROUNDS = 1_500, 3, 6  # requests of a day
 PILOT_STEP = 0.5  # of the way to the intercepts that a round asks for; a whole step would overshoot
 ID_BITS = 32  # low bits of a request id that count the requests of a bucket's day
 
-Progress = Callable[[int, int], None]
 
-
-def simulate(out: str | Path, config: SimulationConfig, progress: Progress | None = None) -> Dataset:
+def simulate(out: str | Path, config: SimulationConfig, progress: Progress = untold) -> Dataset:
     """Write a log and, beside it, the probabilities from which its labels were drawn.
 
     The log lies in `out` (see `pipeline.data.logs`), the truths in `out/truth` (see `pipeline.data.truth`).
@@ -73,8 +71,7 @@ def simulate(out: str | Path, config: SimulationConfig, progress: Progress | Non
                     if tables is not None:
                         files.write(surface, day, *tables)
                 done += requests
-                if progress is not None:
-                    progress(done, config.requests)
+                progress(done, config.requests, "simulating")
             events.forget(config.start_ms + (day + 1) * DAY_MS)
         first_user += size
     return files.writer.close({"command": "simulate", "config": asdict(config)})

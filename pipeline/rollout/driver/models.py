@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError
 from pipeline.evaluate.predictions import Predictions
+from pipeline.progress import Bar
 from pipeline.rollout.quality import score_days
 from pipeline.rollout.waves import Rung, Serving
 from pipeline.schema import Kind
@@ -70,7 +71,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     fresh = _grown(config, data, warm) if warm is not None else ()
     console.print(f"  training {folder.name}: {', '.join(config.surfaces)}; {', '.join(config.tasks)} ...", style="dim")
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+    with (folder / "log.txt").open("a", encoding="utf-8") as log, Bar(console, "steps") as bar:
         result = job.run(
             config,
             data,
@@ -79,6 +80,7 @@ def train(
             warm=warm,
             fresh=fresh,
             parent=parent,
+            progress=bar,
         )
     if result.stopped:
         raise ConfigError(f"training was told to stop; run the same command again to go on from {result.checkpoint}")
