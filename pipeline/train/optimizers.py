@@ -116,9 +116,8 @@ def _keyed(parameters: dict[str, torch.Tensor], kind: str, lr: float) -> KeyedOp
 
 def _dense(parameters: dict[str, torch.Tensor], config: OptimizerConfig) -> KeyedOptimizer:
     # One kernel for all parameters: many small tensors cost Python's time, not arithmetic's.
-    arguments: dict[str, Any] = {"lr": config.dense_lr, "fused": True}
-    if config.dense_weight_decay:
-        arguments["weight_decay"] = config.dense_weight_decay
+    # The decay is always named: torch's AdamW would take 0.01 for nothing.
+    arguments: dict[str, Any] = {"lr": config.dense_lr, "weight_decay": config.dense_weight_decay, "fused": True}
     dense: KeyedOptimizer = KeyedOptimizerWrapper(
         parameters, lambda given: DENSE_OPTIMIZERS[config.dense](given, **arguments)
     )

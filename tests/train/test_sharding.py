@@ -199,3 +199,18 @@ def test_one_run_after_another_leaves_the_hook_for_errors_as_it_was() -> None:
         with joined():
             assert sys.excepthook is not before
         assert sys.excepthook is before
+
+
+def test_tables_that_no_rank_can_hold_are_one_clear_error() -> None:
+    sharding = ShardingConfig(reserved_memory=1 - 1e-9)
+    message = r"(?s)the tables do not fit on 1 rank\(s\).*trefoil plan"
+    with joined() as ranks, pytest.raises(ConfigError, match=message):
+        shard(Tables(), sharding=sharding, optimizer=OptimizerConfig(), ranks=ranks, requests_per_rank=2)
+
+
+def test_more_local_ranks_than_gpus_are_refused_before_anything_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="local rank 2 has no GPU: this host has 2"), joined():
+        pass

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from pipeline.config import ShardingConfig
 from pipeline.data.logs import Dataset
 from pipeline.errors import CheckpointError, ConfigError, DataError, TrefoilError
+from pipeline.job import ConsoleReporter
+from pipeline.tracking import Tracker
 from pipeline.train import checkpoint
 from pipeline.train.sharding import describe_plan, joined
 from pipeline.train.trainer import Trainer
@@ -136,3 +141,25 @@ def test_a_run_of_nothing_but_one_surface_trains(log: Path, tmp_path: Path) -> N
     result = train(replace(tiny_config(), surfaces=("sr",)), log, tmp_path)
     assert len(result["losses"]) > 0
     assert {row["surface"] for row in result["predictions"]} == {"sr"}
+
+
+def test_the_start_tells_and_records_plan_optimizers_types_and_pipelined_modules(log: Path, tmp_path: Path) -> None:
+    said, records = StringIO(), {}
+
+    class Records:
+        def log_text(self, text: str, name: str) -> None:
+            records[name] = json.loads(text)
+
+    config = tiny_config(sharding=ShardingConfig(tables={"item": ("row_wise",)}, exchange="fp16"))
+    with joined() as ranks:
+        trainer = Trainer(config, Dataset.open(log), ranks, tmp_path)
+        ConsoleReporter(Console(file=said, width=200), cast(Tracker, Records())).plan(trainer)
+    row = next(line for line in said.getvalue().splitlines() if " item " in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "sequences", "item", "40", "8", "float32", "row_wise", "fused", "rowwise_adagrad", "0.05", "[0]"
+    ]  # fmt: skip
+    modules = [f"model.embeddings.{m}" for m in ("request_bags", "candidate_bags", "sequences")]
+    assert f"embeddings travel as fp16; pipelined: {', '.join(modules)}" in said.getvalue()
+    plan = records["sharding_plan.json"]
+    assert (plan["exchange"], plan["dense_optimizer"], plan["pipelined"]) == ("fp16", "adam", modules)
+    assert [t["table"] for t in plan["tables"]].count("item") == 1
