@@ -35,8 +35,8 @@ from tests.train.runs import tiny_config
 
 real = trainer.Trainer.steps
 
-def slow(self, batches):
-    for outputs in real(self, batches):
+def slow(self, *args, **kwargs):
+    for outputs in real(self, *args, **kwargs):
         done = self.position.step + 1
         time.sleep(float(os.environ.get("STEP_S", "0.2")) if self.model.training else 0)
         if os.environ.get("HANG") and self.ranks.rank == 1 and done == 3:

@@ -49,8 +49,8 @@ def leg(run: Any, data: Path, folder: Path, path: Path | None, leave_after: int 
         requests: list[list[int]] = []
         steps = trainer.steps
 
-        def watched(batches: Any) -> Any:
-            for outputs in steps(batches):
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            for outputs in steps(*args, **kwargs):
                 requests.append(outputs.batch.request_id[outputs.batch.request_id >= 0].tolist())
                 yield outputs
 

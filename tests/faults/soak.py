@@ -120,10 +120,10 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
     times: list[float] = []
     done, spent = 0, time.process_time()
 
-    def watched(batches: Any) -> Iterator[Any]:
+    def watched(*args: Any, **kwargs: Any) -> Iterator[Any]:
         nonlocal done, spent
         began = time.perf_counter()
-        for outputs in steps(batches):
+        for outputs in steps(*args, **kwargs):
             times.append(time.perf_counter() - began)
             yield outputs
             done += 1

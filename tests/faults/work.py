@@ -82,8 +82,8 @@ def _plant(striker: Striker, record: Any) -> None:
     files._Hashed.write = striker.around("checkpoint", files._Hashed.write)  # type: ignore[method-assign]
     steps = Trainer.steps
 
-    def recorded(self: Trainer, batches: Any) -> Any:
-        for outputs in steps(self, batches):
+    def recorded(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        for outputs in steps(self, *args, **kwargs):
             striker.event("step")
             requests = zip(
                 outputs.batch.inputs.surface_of_request.tolist(), outputs.batch.request_id.tolist(), strict=True
