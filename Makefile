@@ -26,6 +26,8 @@ INSTALL = $(PIP) install --quiet --quiet --no-compile --no-deps $(PIP_ARGS)
 STAMP := $(VENV)/.installed-$(notdir $(LOCK))
 SHIM := requirements/fbgemm-gpu-cpu-shim
 CUDA_LIBRARIES := requirements/cuda-libraries.txt
+# torch's own CPU build alone, with its hashes.
+CPU_TORCH = <(sed -nE '/^torch==/,/[^\\]$$/{s/^(torch==[^ ]+)/\1+cpu/;p}' $(LOCK))
 # A lock as pip shall read it.
 pins = $(if $(filter yes,$(HASHES)),--require-hashes --only-binary=:all: -r $1,-r <(sed -E '/^ +--hash=/d; s/ *\\$$//' $1))
 OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
@@ -42,11 +44,13 @@ setup: $(STAMP) ## make .venv with the locked packages and this one; does nothin
 
 # Bytecode is compiled here, on all cores and whatever the shell says: without it every later start pays for it.
 # Packages hold a few files for other versions of Python, which do not compile and are not meant to.
+# torch's CPU build is asked for first: an index that has it may give no hash, and pip prefers what has one.
 $(STAMP): $(LOCK) $(CUDA_LIBRARIES) pyproject.toml $(SHIM)/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 13) or sys.exit(f"Trefoil wants Python 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	@test -z "$(OTHERS)" || { echo "$(VENV) was made from $(patsubst .installed-%,%,$(notdir $(OTHERS))): make clean first, or choose another: make setup LOCK=$(LOCK) VENV=.venv-other"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing $(LOCK) into $(VENV); one to three minutes the first time"
+	@! grep -q '^fbgemm-gpu-cpu==' $(LOCK) || $(INSTALL) $(call pins,$(CPU_TORCH)) 2>/dev/null || true
 	@$(INSTALL) $(call pins,$(LOCK))
 	@! $(BIN)/python -c 'from importlib.metadata import requires; any("nvidia" in r for r in requires("torch")) or exit(1)' \
 	  || $(INSTALL) $(call pins,$(CUDA_LIBRARIES))

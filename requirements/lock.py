@@ -7,7 +7,7 @@ pip resolves (nothing is installed), this script writes down what it chose. Thre
     cuda-libraries.txt   what a CUDA build of torch brings along: CUDA's libraries, triton
 
 A package has one hash for each file that may be chosen: wheels for every Python that we support, and both builds of
-torch. An index offers one build of torch, so hashes of a version that is already in a file stay there: lock where pip
+torch. pip chooses one build of torch, so hashes of a version that is already in a file stay there: lock where pip
 takes the CPU build and where it takes the CUDA build, and both are known. Wheels are those of Linux on x86-64, the only
 platform that fbgemm is built for.
 """
@@ -33,6 +33,8 @@ PLATFORMS += [f"{name}_x86_64" for name in ("manylinux2014", "manylinux2010", "m
 HEADER = "# Written by `make lock` from pyproject.toml; do not edit. Installed without dependencies: all are here."
 # What a CUDA build of torch requires beside it.
 OF_TORCH = re.compile(r"(nvidia|cuda|triton)\b.*")
+# What torch calls its CPU build, in the local part of a version.
+CPU_BUILD = "cpu"
 OURS = {"trefoil", "fbgemm-gpu", "fbgemm-gpu-cpu"}
 
 Lock = dict[str, tuple[str, set[str]]]
@@ -49,9 +51,18 @@ def resolve(*args: str) -> Lock:
 def _entry(item: dict[str, Any]) -> tuple[str, tuple[str, set[str]]]:
     name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
     hashes = item["download_info"].get("archive_info", {}).get("hashes", {})
-    # The local part of a version (torch's +cpu) names a build, not a release.
-    version = item["metadata"]["version"].partition("+")[0]
-    return name, (version, {hashes["sha256"]} if "sha256" in hashes else set())
+    return name, (item["metadata"]["version"], {hashes["sha256"]} if "sha256" in hashes else set())
+
+
+def released(lock: Lock, *, build: str = "") -> Lock:
+    """Versions without their local part, which names a build (torch's +cpu), not a release.
+
+    Args:
+        lock: as resolved.
+        build: files of this build are left out.
+    """
+    found = {name: (*version.partition("+")[::2], hashes) for name, (version, hashes) in lock.items()}
+    return {n: (v, set() if build and local == build else hashes) for n, (v, local, hashes) in found.items()}
 
 
 def wheels(python: str, lock: Lock, pip_args: list[str]) -> Lock:
@@ -97,17 +108,19 @@ def main() -> None:
     parser.add_argument("pip_args", nargs="*", help="passed to pip install, after --")
     pip_args = parser.parse_args().pip_args
     cpu, cuda, libraries = HERE / "cpu.lock", HERE / "cuda.txt", HERE / "cuda-libraries.txt"
-    found = resolve(*pip_args, f"./{SHIM}", f".[{EXTRAS}]")
+    resolved = resolve(*pip_args, f"./{SHIM}", f".[{EXTRAS}]")
+    found, of_cuda = released(resolved), released(resolved, build=CPU_BUILD)
     of_torch = {name: entry for name, entry in found.items() if OF_TORCH.fullmatch(name)}
     common = {name: entry for name, entry in found.items() if name not in OURS | of_torch.keys()}
     fbgemm = {"fbgemm-gpu-cpu": found["fbgemm-gpu-cpu"]}, {"fbgemm-gpu": (found["fbgemm-gpu-cpu"][0], set[str]())}
     others = [python for python in PYTHONS if python != f"{sys.version_info.major}.{sys.version_info.minor}"]
     # The CUDA build of fbgemm is not what was resolved, so every Python is asked.
     more = [wheels(p, common | fbgemm[0], pip_args) for p in others] + [wheels(p, fbgemm[1], pip_args) for p in PYTHONS]
-    write(cpu, merged(common | fbgemm[0], *more, read(cpu)))
-    write(cuda, merged(common | fbgemm[1], *more, read(cpu), read(cuda)), "# For machines with CUDA.")
+    write(cpu, merged(common | fbgemm[0], *map(released, more), read(cpu)))
+    more = [released(each, build=CPU_BUILD) for each in more]
+    write(cuda, merged({n: of_cuda[n] for n in common} | fbgemm[1], *more, read(cuda)), "# For machines with CUDA.")
     if of_torch:
-        more = [wheels(python, of_torch, pip_args) for python in others]
+        more = [released(wheels(python, of_torch, pip_args)) for python in others]
         note = f"# What the CUDA build of torch {found['torch'][0]} brings along."
         write(libraries, merged(of_torch, *more, read(libraries)), note)
     elif not libraries.exists() or f"torch {found['torch'][0]} " not in libraries.read_text():

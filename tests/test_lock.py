@@ -35,7 +35,10 @@ def test_every_package_has_a_hash_and_no_place(lock: ModuleType, name: str) -> N
 def test_both_locks_differ_in_fbgemm_alone(lock: ModuleType) -> None:
     cpu, cuda, libraries = (lock.read(FOLDER / name) for name in LOCKS)
     assert cpu.keys() ^ cuda.keys() == {"fbgemm-gpu", "fbgemm-gpu-cpu"}
-    assert {n: v for n, v in cpu.items() if n in cuda} == {n: v for n, v in cuda.items() if n in cpu}
+    both = cpu.keys() & cuda.keys() - {"torch"}
+    assert {n: cpu[n] for n in both} == {n: cuda[n] for n in both}
+    assert cpu["torch"][0] == cuda["torch"][0]
+    assert cuda["torch"][1] < cpu["torch"][1], "all but its CPU builds"
     assert cpu["fbgemm-gpu-cpu"][0] == cuda["fbgemm-gpu"][0]
     assert not libraries.keys() & cpu.keys()
     assert f"torch {cpu['torch'][0]} " in (FOLDER / LOCKS[2]).read_text()
@@ -56,10 +59,13 @@ def test_hashes_of_a_version_are_kept_and_those_of_another_are_not(lock: ModuleT
 
 
 def test_what_pip_says_of_a_package(lock: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names as indexes spell them, a version without its build, a folder without a hash."""
+    """Names as indexes spell them, a version and its build, a folder without a hash."""
     report = """{"install": [
         {"metadata": {"name": "Torch_X.y", "version": "2.0+cpu"},
          "download_info": {"url": "u", "archive_info": {"hashes": {"sha256": "ab"}}}},
         {"metadata": {"name": "ours", "version": "1"}, "download_info": {"url": "file:///x", "dir_info": {}}}]}"""
     monkeypatch.setattr(lock.subprocess, "run", lambda *_, **__: lock.subprocess.CompletedProcess([], 0, report))
-    assert lock.resolve() == {"torch-x-y": ("2.0", {"ab"}), "ours": ("1", set())}
+    found = lock.resolve()
+    assert found == {"torch-x-y": ("2.0+cpu", {"ab"}), "ours": ("1", set())}
+    assert lock.released(found) == {"torch-x-y": ("2.0", {"ab"}), "ours": ("1", set())}
+    assert lock.released(found, build="cpu") == {"torch-x-y": ("2.0", set()), "ours": ("1", set())}
