@@ -1,0 +1,197 @@
+"""What telling of a run costs its steps: python -m benchmarks.overhead [--quick]
+
+One rank trains the demo's model; every `log_steps` steps it records what a run records. Blocks of steps take turns:
+with nobody told, with a bar on a terminal, with MLflow's embedded store, and with a server that refuses connections,
+that takes them and never answers, and (not with --quick) that is killed in the middle of the block. A figure is the
+median over rounds of a block's time over that of the block told to nobody in the same round. 1.01 is the most that is
+promised for a server that is down. Blocks last about a second: on a busy machine single rounds are off by several per
+cent, and the interval of the rounds' middle half, given beside each figure, says how far.
+
+It says nothing of a GPU, whose steps leave the processor to the sender.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.common import Report, interleaved
+from pipeline.data.logs import Dataset
+from pipeline.data.simulate import SimulationConfig, simulate
+from pipeline.progress import Bar
+from pipeline.recipes.demo import demo
+from pipeline.tracking import NullTracker, Tracker, connect
+from pipeline.tracking.store import URI_VARIABLE
+from pipeline.train.sharding import joined
+from pipeline.train.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    requests: int = 6_000
+    rounds: int = 12
+    steps: int = 60
+    """Steps of a block."""
+    log_steps: int = 10
+    """Steps between two records; the default of a run is 50."""
+    metrics: int = 60
+    """Values of a record."""
+    killed: bool = True
+    """Measure a real server that is killed too."""
+
+
+class Server:
+    """A real `mlflow server` on loopback, on a store that is made once."""
+
+    def __init__(self, root: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.root, self.uri = root, f"http://127.0.0.1:{self.port}"
+        connect(root, uri=f"sqlite:///{root / 'mlflow.db'}")
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}"]
+        environment = {k: v for k, v in os.environ.items() if k != URI_VARIABLE}
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command, cwd=self.root, start_new_session=True, env=environment, stdout=quiet, stderr=quiet
+        )
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise RuntimeError("the server did not come up")
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextmanager
+def address(uri: str | None) -> Iterator[None]:
+    """MLflow's address as a user would give it."""
+    before = os.environ.pop(URI_VARIABLE, None)
+    if uri is not None:
+        os.environ[URI_VARIABLE] = uri
+    try:
+        yield
+    finally:
+        os.environ.pop(URI_VARIABLE, None)
+        if before is not None:
+            os.environ[URI_VARIABLE] = before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks, no real server")
+    quick = parser.parse_args().quick
+    settings = Settings(requests=2_000, rounds=4, steps=20, killed=False) if quick else Settings()
+    logging.getLogger("pipeline.tracking").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as name, joined() as ranks, silent_server() as silent:
+        folder = Path(name)
+        simulate(folder / "log", SimulationConfig(requests=settings.requests, users=500, items=500))
+        config = replace(demo(), epochs=10_000, log_steps=1_000_000)
+        trainer = Trainer(config, Dataset.open(folder / "log"), ranks, folder / "run")
+        trainer.model.train()
+        steps = trainer.steps(cycle(list(trainer.loader.batches(0))))
+        server = Server(folder / "server") if settings.killed else None
+        sides = _sides(settings, steps, folder, silent, server)
+        for _ in islice(steps, settings.steps):
+            pass
+        found = interleaved(sides, settings.rounds)
+    figures: dict[str, object] = {"step_ms": 1e3 * statistics.median(found["nobody"]) / settings.steps}
+    for side in [s for s in found if s != "nobody"]:
+        ratios = sorted(a / b for a, b in zip(found[side], found["nobody"], strict=True))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        figures[f"{side}_over_nobody"] = [middle, low, high]
+    Report("overhead", settings).finish(figures)
+
+
+def _sides(
+    settings: Settings, steps: Iterator[object], folder: Path, silent: str, server: Server | None
+) -> dict[str, Callable[[], float]]:
+    rounds = iter(range(10_000))
+
+    def block(tracker: Tracker, bar: Bar | None = None, at_half: Callable[[], None] | None = None) -> float:
+        values = {f"metric/{i}": float(i) for i in range(settings.metrics)}
+        spent, begun = 0.0, time.perf_counter()
+        for done, _ in enumerate(islice(steps, settings.steps), 1):
+            if done % settings.log_steps == 0:
+                tracker.log_metrics(values, step=done)
+            if bar is not None:
+                bar(done, settings.steps + 1, "epoch 1 of 1")
+            if done == settings.steps // 2 and at_half is not None:
+                spent += time.perf_counter() - begun  # killing is not the run's work
+                at_half()
+                begun = time.perf_counter()
+        return spent + time.perf_counter() - begun
+
+    def tracked(uri: str | None, at_half: Callable[[], None] | None = None) -> float:
+        with address(uri):
+            run = folder / "runs" / str(next(rounds))
+            tracker = Tracker.start("run", run_dir=run, root=folder / "store", rank=0, every_s=0.2)
+            time.sleep(0.3)  # a run has long begun when its steps are looked at
+            took = block(tracker, at_half=at_half)
+            tracker.finish(patience_s=0.0)
+            return took
+
+    def drawn() -> float:
+        console = Console(file=io.StringIO(), force_terminal=True, width=120)
+        with Bar(console, "steps") as bar:
+            return block(NullTracker(), bar)
+
+    def killed() -> float:
+        assert server is not None
+        server.start()
+        try:
+            return tracked(server.uri, server.kill)
+        finally:
+            server.kill()
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody_listens = f"http://127.0.0.1:{free.getsockname()[1]}"
+    sides: dict[str, Callable[[], float]] = {
+        "nobody": lambda: block(NullTracker()),
+        "bar": drawn,
+        "embedded": lambda: tracked(None),
+        "refused": lambda: tracked(nobody_listens),
+        "silent": lambda: tracked(silent),
+    }
+    return sides | ({"killed": killed} if server is not None else {})
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+if __name__ == "__main__":
+    main()
