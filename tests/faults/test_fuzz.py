@@ -20,6 +20,7 @@ QUICK = (
     "checkpoint_index",
     "checkpoint_state",
     "checkpoint_manifest",
+    "unsharded_checkpoint",
     "journal_lines",
     "sent_state",
     "registry_record",

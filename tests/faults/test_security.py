@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -230,6 +231,18 @@ def test_an_index_names_no_function(ran: Path, tmp_path: Path, name: str) -> Non
     (tmp_path / ".metadata").write_bytes(code)
     with pytest.raises(CheckpointError, match="which no index holds"):
         Reader(str(tmp_path)).read_metadata()
+
+
+def test_a_forged_index_cannot_fill_the_memory(tmp_path: Path) -> None:
+    """Nothing, remembered as the 67 millionth value: C's unpickler makes room for all before it."""
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04Nr" + struct.pack("<I", 1 << 26) + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="is no index of tensors"):
+            Reader(str(tmp_path)).read_metadata()
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # Texts

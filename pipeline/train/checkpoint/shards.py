@@ -13,7 +13,7 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,13 +148,11 @@ class Reader(dcp.FileSystemReader):
                 metadata = _IndexUnpickler(file).load()
         except Exception as error:  # a damaged pickle can raise anything
             raise CheckpointError(f"{path} is no index of tensors: {error}; use another checkpoint") from error
-        if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-            raise CheckpointError(f"{path} is no index of tensors; use another checkpoint")
-        for entry in metadata.storage_data.values():
-            if Path(entry.relative_path).name != entry.relative_path:
-                raise CheckpointError(f"{path} names {entry.relative_path!r}, which lies outside the checkpoint")
-        if strange := [n for n, e in metadata.state_dict_metadata.items() if not isinstance(e, TensorStorageMetadata)]:
-            raise CheckpointError(f"{path}: {strange[0]!r} is no tensor, and checkpoints hold nothing else")
+        try:
+            for problem in _problems(metadata):
+                raise CheckpointError(f"{path}{problem}; use another checkpoint")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # objects without their fields, or of others
+            raise CheckpointError(f"{path} is no index of tensors: {error}; use another checkpoint") from error
         return metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -172,6 +170,8 @@ class Reader(dcp.FileSystemReader):
             by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
         for name, items in by_file.items():
             path = Path(self.path) / name
+            if not path.is_file():
+                raise CheckpointError(f"{self.path} is damaged: {name} is missing; use another checkpoint")
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 for item in items:
@@ -221,6 +221,28 @@ def _fill(
         target[first : first + rows].copy_(stored)
 
 
+def _problems(index: Any) -> Iterator[str]:
+    """What is wrong with what an index says; what is of another kind altogether raises."""
+    if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
+        yield " is no index of tensors"
+    for place in index.storage_data.values():
+        if Path(place.relative_path).name != place.relative_path:
+            yield f" names {place.relative_path!r}, which lies outside the checkpoint"
+        if not (type(place.offset) is type(place.length) is int):
+            yield f" says where in {place.relative_path} a tensor lies, but not by a number"
+    for name, entry in index.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            yield f": {name!r} is no tensor, and checkpoints hold nothing else"
+        if not isinstance(entry.properties.dtype, torch.dtype) or not isinstance(entry.size, torch.Size):
+            yield f": {name!r} has no type or no shape"
+        for part in entry.chunks:
+            ends = [a + b for a, b in zip(part.offsets, part.sizes, strict=True)]
+            if min((0, *part.offsets, *part.sizes)) < 0 or any(a > b for a, b in zip(ends, entry.size, strict=True)):
+                yield f": a part of {name!r} lies outside it"
+            if MetadataIndex(name, part.offsets) not in index.storage_data:
+                yield f" does not say where a part of {name!r} lies"
+
+
 # What an index is made of; everything else in a pickle is refused before it is so much as imported.
 _CHECKPOINT = "torch.distributed.checkpoint"
 _ALLOWED = {
@@ -239,7 +261,9 @@ _ALLOWED = {
 }
 
 
-class _IndexUnpickler(pickle.Unpickler):
+class _IndexUnpickler(pickle._Unpickler):
+    """Python's own unpickler, not C's: a forged one of a few bytes makes C's ask for gigabytes."""
+
     def find_class(self, module: str, name: str) -> Any:
         if name not in _ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no index holds")

@@ -17,6 +17,7 @@ from tests.faults.targets.runs import (
     journal_lines,
     registry_record,
     sent_state,
+    unsharded_checkpoint,
 )
 from tests.faults.targets.serving import artifact_manifest, artifact_signature, delta, program, scorer_rows
 from tests.faults.targets.settings import recipe_json, rollout_plan, sweep_space
@@ -39,6 +40,7 @@ def make_targets(folder: Path, names: tuple[str, ...] | None = None) -> dict[str
         checkpoint_index,
         checkpoint_state,
         checkpoint_manifest,
+        unsharded_checkpoint,
         delta,
         journal_lines,
         sent_state,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,27 @@ from tests.faults.mutations import damage_bytes, damage_json
 from tests.faults.targets.base import Target, WrongRow, task_and_plan
 
 
-def checkpoint_index(folder: Path) -> Target:
-    """DCP's index, a pickle: nothing it names is called."""
+def _model() -> Any:
     import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Embedding(5, 2))
+
+
+def checkpoint_index(folder: Path) -> Target:
+    """DCP's index, a pickle: nothing it names is called, and tensors are loaded by it or refused."""
     import torch.distributed.checkpoint as dcp
 
-    from pipeline.train.checkpoint.files import HashedFiles
+    from pipeline.errors import CheckpointError
+    from pipeline.train.checkpoint.files import HashedFiles, digest, write_manifest
+    from pipeline.train.checkpoint.reading import load_overlap, load_unsharded
     from pipeline.train.checkpoint.shards import Reader, Writer
 
-    tensors = {"a": torch.arange(6.0).view(2, 3), "b": {"c": torch.ones(4)}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is distributed
-        dcp.save(tensors, storage_writer=Writer(str(folder), HashedFiles()), no_dist=True)
-    seed = (folder / ".metadata").read_bytes()
+        writer = Writer(str(folder), HashedFiles())
+        dcp.save({"model": _model().state_dict()}, storage_writer=writer, no_dist=True)
+    seed, shards = (folder / ".metadata").read_bytes(), {p.name: digest(p) for p in folder.glob("rank-*")}
 
     class Bomb:
         def __reduce__(self) -> Any:
@@ -36,7 +45,10 @@ def checkpoint_index(folder: Path) -> Target:
         return damage_bytes(data, rng)
 
     def run(data: bytes) -> None:
-        (folder / ".metadata").write_bytes(data)
+        path = folder / ".metadata"
+        path.write_bytes(data)
+        # As whoever forges an index would.
+        write_manifest(folder, shards | {path.name: digest(path)})
         try:
             metadata = Reader(str(folder)).read_metadata()
         finally:
@@ -45,8 +57,27 @@ def checkpoint_index(folder: Path) -> Target:
         for entry in metadata.storage_data.values():
             if "/" in entry.relative_path:
                 raise WrongRow("the index names a file outside")
+        with suppress(CheckpointError):
+            load_unsharded(folder, _model())
+        load_overlap(folder, {f"model.{name}": value for name, value in _model().state_dict().items()})
 
-    return Target(name="checkpoint_index", seeds=(seed,), damage=damage, run=run, share=0.004)
+    return Target(name="checkpoint_index", seeds=(seed,), damage=damage, run=run, share=0.02)
+
+
+def unsharded_checkpoint(folder: Path) -> Target:
+    """A file of plain tensors, loaded into a model whole or not at all."""
+    from safetensors.torch import save
+
+    from pipeline.train.checkpoint.reading import load_unsharded
+
+    folder.mkdir(parents=True)
+    seed = save(_model().state_dict())
+
+    def run(data: bytes) -> None:
+        (folder / "model.safetensors").write_bytes(data)
+        load_unsharded(folder / "model.safetensors", _model())
+
+    return Target(name="unsharded_checkpoint", seeds=(seed,), damage=damage_bytes, run=run, share=0.02)
 
 
 def checkpoint_state(folder: Path) -> Target:
