@@ -22,7 +22,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.layout import FeatureLayout, feature_layout
 from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset, LogWriter
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, SchemaError
 from tests.data.logs import DAYS, SURFACES, request, schema, table, write_log
 
 Rows = dict[tuple[str, int], dict[str, Any]]
@@ -193,6 +193,42 @@ def test_a_resumed_rank_makes_the_very_same_batches(log: tuple[Dataset, Rows], p
         assert [content(b) for b in one.batches(1, 4)] == whole[4:]
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    sizes=log_sizes,
+    shares=shares,
+    batch=st.integers(1, 12),
+    world_size=st.integers(1, 4),
+    share_done=st.floats(0, 1),
+    exhaustion=st.sampled_from(["drop_out", "stop", "repeat"]),
+)
+def test_any_log_killed_anywhere_goes_on_with_the_very_same_batches(
+    sizes: dict[str, int],
+    shares: dict[str, float] | None,
+    batch: int,
+    world_size: int,
+    share_done: float,
+    exhaustion: str,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset, _ = write_log(Path(folder) / "data", sizes, row_group_requests=4)
+        for rank in range(world_size):
+            one, other = (
+                loader(
+                    dataset,
+                    rank=rank,
+                    world_size=world_size,
+                    requests_per_batch=batch,
+                    surface_weights=shares,
+                    exhaustion=exhaustion,
+                )
+                for _ in range(2)
+            )
+            whole = [content(b) for b in one.batches(0)]
+            killed = round(share_done * one.steps)
+            assert [content(b) for b in other.batches(0, killed)] == whole[killed:]
+
+
 def test_repeat_starts_a_surface_again_in_another_order(log: tuple[Dataset, Rows]) -> None:
     one = loader(log[0], surface_weights=dict.fromkeys(SURFACES, 1.0), exhaustion="repeat")
     seen = [k for b in one.batches(0) for k in keys_of(b)]
@@ -217,6 +253,13 @@ def test_a_surface_alone_reads_only_its_features(log: tuple[Dataset, Rows]) -> N
     dataset, _ = log
     assert "query" not in layout_of(dataset, ("hf",)).features
     assert layout_of(dataset, ("rp",)).request_sequences == ("related_item",)
+
+
+def test_an_unknown_surface_names_the_nearest(log: tuple[Dataset, Rows]) -> None:
+    with pytest.raises(SchemaError, match="unknown surface 'hff'; did you mean 'hf'"):
+        layout_of(log[0], ("hff", "sr"))
+    with pytest.raises(ConfigError, match="unknown surface 'hff'; did you mean 'hf'"):
+        loader(log[0], surface_weights={"hff": 1.0, "sr": 1.0, "rp": 1.0})
 
 
 def test_weights_come_with_the_rows(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.data.block import Jagged, block_from_arrow, take_rows
 from pipeline.data.layout import feature_layout
 from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
+from pipeline.data.simulate import SimulationConfig, simulate
 from tests.data.logs import SURFACES, request, schema, table, write_log
 from tests.data.test_loader import content, keys_of, lists
 
@@ -155,3 +156,13 @@ def test_waiting_is_what_the_consumer_waited(log: tuple[Dataset, Rows], prefetch
     passed = time.perf_counter() - start
     assert 0 < one.waited_s <= passed - working + 1e-6
     assert one.waited_s > 0.5 * (passed - working)
+
+
+def test_grouped_logs_hold_a_third_of_the_bytes_of_flat_ones(tmp_path: Path) -> None:
+    from benchmarks.loader import flat_over_grouped
+
+    config = SimulationConfig.tiny(requests=300, candidates=8, candidate_spread=0, history=100)
+    dataset = simulate(tmp_path / "log", config)
+    layout = feature_layout(dataset.schema, surfaces=dataset.schema.surfaces, tasks=dataset.schema.tasks)
+    found = flat_over_grouped(dataset, layout, tmp_path / "flat")
+    assert 3 < found["flat_over_grouped_decoded_bytes"] < 8  # no more than the candidates of a request
