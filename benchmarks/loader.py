@@ -45,8 +45,9 @@ from pipeline.config import LoaderConfig
 from pipeline.data.block import columns_of
 from pipeline.data.layout import FeatureLayout, feature_layout
 from pipeline.data.loader import Loader
-from pipeline.data.logs import Dataset, LogWriter
+from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
+from pipeline.data.writer import LogWriter
 from pipeline.schema import Level
 
 CANDIDATES, HISTORY = 8, 100

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter, arrow_schema
+from pipeline.data.logs import DESCRIPTION, Dataset, arrow_schema
+from pipeline.data.writer import LogWriter
 from pipeline.schema import DatasetSchema, Feature, Kind, Level, Vocabulary
 
 SURFACES = ("hf", "sr", "rp")

@@ -21,7 +21,8 @@ from pipeline.config import LoaderConfig
 from pipeline.data.batch import Batch
 from pipeline.data.layout import FeatureLayout, feature_layout
 from pipeline.data.loader import Loader
-from pipeline.data.logs import Dataset, LogWriter
+from pipeline.data.logs import Dataset
+from pipeline.data.writer import LogWriter
 from pipeline.errors import ConfigError, DataError, SchemaError
 from tests.data.logs import DAYS, SURFACES, request, schema, table, write_log
 

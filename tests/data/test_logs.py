@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.logs import Dataset, LogWriter
+from pipeline.data.logs import Dataset
+from pipeline.data.writer import LogWriter
 from pipeline.errors import DataError
 from tests.data.logs import rewrite, schema, table, write_log
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from pipeline.config import CheckpointConfig, DaysConfig
 from pipeline.daily import DailyResult, run_days
-from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter
+from pipeline.data.logs import DESCRIPTION, Dataset
+from pipeline.data.writer import LogWriter
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.train import checkpoint
 from pipeline.train.days import DayChoices, day_digest, days_to_come

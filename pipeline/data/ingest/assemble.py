@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.data.ingest.events import label
 from pipeline.data.ingest.history import HistoryBuilder, ranges
 from pipeline.data.ingest.spec import IngestSpec
-from pipeline.data.logs import LogWriter, arrow_schema
+from pipeline.data.logs import arrow_schema
+from pipeline.data.writer import LogWriter
 from pipeline.errors import DataError
 from pipeline.schema import REQUEST_ID, TIMESTAMP_MS, USER_ID, WEIGHT, DatasetSchema, Level
 

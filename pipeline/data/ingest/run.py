@@ -21,7 +21,8 @@ from pipeline.data.ingest.spec import IngestSpec
 from pipeline.data.ingest.stages import Inputs, Stages
 from pipeline.data.ingest.state import State, save_state
 from pipeline.data.ingest.work import Presence, at_work
-from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter
+from pipeline.data.logs import DESCRIPTION, Dataset
+from pipeline.data.writer import LogWriter
 from pipeline.errors import ConfigError, DataError
 
 _SAMPLE_BYTES = 1 << 20

@@ -33,7 +33,8 @@ from pipeline.data.ingest.spark_scan import (
 )
 from pipeline.data.ingest.spec import IngestSpec
 from pipeline.data.ingest.stages import Stages
-from pipeline.data.logs import DESCRIPTION, Dataset, LogWriter
+from pipeline.data.logs import DESCRIPTION, Dataset
+from pipeline.data.writer import LogWriter
 from pipeline.errors import ConfigError, DataError
 from pipeline.schema import DatasetSchema
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.logs import Dataset, LogWriter
+from pipeline.data.logs import Dataset
 from pipeline.data.simulate.config import DAY_MS, SimulationConfig
 from pipeline.data.simulate.day import DayEngine
 from pipeline.data.simulate.events import Events
@@ -22,6 +22,7 @@ from pipeline.data.simulate.users import Users
 from pipeline.data.simulate.visits import requests_per_day_and_bucket
 from pipeline.data.simulate.world import Array, World, generator, make_world
 from pipeline.data.truth import TRUTH
+from pipeline.data.writer import LogWriter
 from pipeline.progress import Progress, untold
 
 PILOT_REQUESTS, PILOT_DAYS, PILOT_ROUNDS = 1_500, 3, 6  # requests of a day
