@@ -218,7 +218,7 @@ def start_tracker(
     parent: str | None = None,
 ) -> Tracker:
     """The record of a run, with further tags and a parent if given; only the first rank's goes anywhere."""
-    return Tracker.start(
+    tracker = Tracker.start(
         folder.name,
         run_dir=folder,
         root=default_home(),
@@ -228,6 +228,9 @@ def start_tracker(
         parent=parent,
         rank=ranks.rank,
     )
+    root = dataset.root.absolute()
+    tracker.log_dataset(root.name, digest=dataset.fingerprint, source=str(root), context="training")
+    return tracker
 
 
 def start_warm(trainer: Trainer, warm: Path, fresh: tuple[str, ...], folder: Path, console: Console) -> None:
@@ -299,6 +302,7 @@ def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
         "recipe": config.name,
         "seed": str(config.seed),
         "surfaces": ",".join(config.surfaces),
+        "surface": config.surfaces[0] if len(config.surfaces) == 1 else "several",
         "dataset": dataset.fingerprint,
         "data": str(dataset.root.absolute()),
         "world_size": str(ranks.world_size),

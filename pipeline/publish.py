@@ -97,19 +97,29 @@ def register_artifact(
         RegistryError: MLflow cannot be reached or fails; nothing is registered.
     """
     info = open_artifact(artifact)
+    made = info.read(CONFIG)
+    trained = made["checkpoint"]
+    # What leads from a model back to its run, its checkpoint and its data.
+    origin = {
+        "dataset": str(trained["dataset"]),
+        "checkpoint": f"epoch-{trained['epoch']}-step-{trained['step']:08d}",
+        "recipe": str(made["run"]["name"]),
+        "seed": str(made["run"]["seed"]),
+        **({"parent": parent} if parent is not None else {}),
+    }
     tracker = Tracker.start(
         f"export-{info.surface}",
         run_dir=folder,
         root=default_home(),
         experiment=experiment,
-        tags={"surface": info.surface, "digest": info.digest, "kind": "export"},
+        tags={"surface": info.surface, "digest": info.digest, "kind": "export", **origin},
         parent=parent,
         rank=0,
     )
     with tracker:
         tracker.log_metrics(_parity_metrics(info), step=0)
         uri = log_artifact_model(tracker, artifact)
-    tags = {"digest": info.digest, "dataset": info.read(CONFIG)["checkpoint"]["dataset"]}
+    tags = {"digest": info.digest, **origin}
     version = Registry(default_home()).register(info.surface, uri, tags=tags, challenger=challenger)
     alias = CHALLENGER if challenger else None
     console.print(
@@ -148,13 +158,14 @@ def open_scorer(artifact: str) -> Scorer:
             f"no version of {name} is {alias}; make one with `trefoil export --register`, or point "
             "MLFLOW_TRACKING_URI or TREFOIL_HOME at the registry that has it"
         )
-    connect(default_home())
     import mlflow
 
-    uri = tracking_uri(default_home())
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    scorer = mlflow.pyfunc.load_model(artifact).unwrap_python_model().scorer
+    # By its place: MLflow finds a model by its name at an address that would be this process's from then on.
+    client, uri = connect(default_home()), tracking_uri(default_home())
+    version = client.get_model_version_by_alias(name, alias).version
+    location = client.get_model_version_download_uri(name, version)
+    place = mlflow.artifacts.download_artifacts(location, tracking_uri=uri, registry_uri=uri)
+    scorer = mlflow.pyfunc.load_model(place).unwrap_python_model().scorer
     assert isinstance(scorer, Scorer), "models are logged by log_artifact_model"
     return scorer
 

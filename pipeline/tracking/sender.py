@@ -7,6 +7,7 @@ So an answer that got lost costs a repetition, never a double or a gap.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -189,7 +190,7 @@ def _parts(entry: Entry) -> list[Entry]:
 
 def _apply(client: MlflowClient, folder: Path, run_id: str, entry: Entry) -> None:
     """Do in MLflow what one entry says."""
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     kind = entry["kind"]
     if kind in ("metrics", "merged"):
@@ -202,6 +203,11 @@ def _apply(client: MlflowClient, folder: Path, run_id: str, entry: Entry) -> Non
     elif kind == "tags":
         for part in _chunks([RunTag(*pair) for pair in entry["values"].items()], PAIRS_A_BATCH):
             client.log_batch(run_id, tags=part)
+    elif kind == "dataset":
+        source = json.dumps({"uri": entry["source"]})
+        found = Dataset(name=entry["name"], digest=entry["digest"], source_type="local", source=source)
+        tag = InputTag("mlflow.data.context", entry["context"])
+        client.log_inputs(run_id, datasets=[DatasetInput(dataset=found, tags=[tag])])
     elif kind == "artifact":
         path = folder / entry["file"]
         if path.is_dir():

@@ -119,6 +119,17 @@ class Tracker:
         if tags:
             self._journal.append("tags", values={name: str(value) for name, value in tags.items()})
 
+    def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
+        """Tie the run to a data set, which MLflow then shows beside it and in comparisons.
+
+        Args:
+            name: shown in MLflow.
+            digest: of its content.
+            source: where it lies.
+            context: what the run does with it, such as training.
+        """
+        self._journal.append("dataset", name=name, digest=digest, source=source, context=context)
+
     def log_artifact(self, path: str | os.PathLike[str], *, to: str | None = None) -> None:
         """Keep a file, or a folder's content, under the artifact folder `to`.
 
@@ -255,6 +266,9 @@ class NullTracker(Tracker):
         pass
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        pass
+
+    def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
         pass
 
     def log_artifact(self, path: str | os.PathLike[str], *, to: str | None = None) -> None:

@@ -51,12 +51,17 @@ def test_a_whole_run_arrives(store: Path, tmp_path: Path) -> None:
         tracker.log_artifact(tmp_path / "artifact", to="model")
         tracker.log_text("hello", "note.txt", to="notes")
         tracker.log_figure(Figure(), "curve.png")
+        tracker.log_dataset("logs", digest="0123456789abcdef", source="/data/logs", context="training")
     assert parent.finish()
     client = connect(store)
     run = client.get_run(str(tracker.run_id))
     assert (run.info.status, run.info.run_name) == ("FINISHED", "hf")
     assert run.data.params == {"optimizer.lr": "0.1"}
     assert run.data.tags["code"] == "abc"
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("logs", "0123456789abcdef")
+    assert used.dataset.source == '{"uri": "/data/logs"}'
+    assert [(t.key, t.value) for t in used.tags] == [("mlflow.data.context", "training")]
     history = client.get_metric_history(run.info.run_id, "val/hf/click/auc")
     assert [(m.step, m.value) for m in history] == [(0, 0.5), (1, 0.6), (2, 0.7)]
     assert {f.path for f in client.list_artifacts(run.info.run_id)} == {"plan.json", "model", "notes", "curve.png"}

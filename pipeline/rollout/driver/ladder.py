@@ -71,8 +71,15 @@ class Ladder:
         if step == "tf32" and self._kept is not None and not torch.cuda.is_available():
             return replace(self.current, rung=rung), "not measured: no effect on this machine's hardware"
         folder = self.context.folder / step
+        context = self.context
         path = train(
-            rung.config, self.context.data, folder, parent=self.parent, warm=warm, console=self.context.console
+            rung.config,
+            context.data,
+            folder,
+            parent=self.parent,
+            wave=context.number,
+            warm=warm,
+            console=context.console,
         )
         return self._serve(step, rung, path), ""
 

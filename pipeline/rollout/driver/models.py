@@ -53,7 +53,14 @@ class Built:
 
 
 def train(
-    config: RunConfig, data: Path, folder: Path, *, parent: str | None, warm: Path | None, console: Console
+    config: RunConfig,
+    data: Path,
+    folder: Path,
+    *,
+    parent: str | None,
+    wave: int,
+    warm: Path | None,
+    console: Console,
 ) -> Path:
     """Train in this process, or go on with what the folder holds; returns the checkpoint.
 
@@ -62,6 +69,7 @@ def train(
         data: folder of the log.
         folder: of the run; its output goes to `log.txt` there.
         parent: key of the wave's tracker.
+        wave: its number.
         warm: checkpoint whose weights to start from.
         console: told in one line.
 
@@ -80,6 +88,7 @@ def train(
             warm=warm,
             fresh=fresh,
             parent=parent,
+            tags={"wave": str(wave)},
             progress=bar,
         )
     if result.stopped:

@@ -133,7 +133,7 @@ def _separate_models(context: Context, tracker: Tracker) -> dict[str, Built]:
     for surface in context.surfaces:
         config = waves.separate(context.base, surface, sizes[surface] / sum(sizes.values()))
         folder = context.folder / surface
-        path = train(config, context.data, folder, parent=tracker.key, warm=None, console=context.console)
+        path = train(config, context.data, folder, parent=tracker.key, wave=0, warm=None, console=context.console)
         artifacts = export_all(
             path, (surface,), serving, folder / "artifacts", context.dataset, days=days, unique_users=users
         )
