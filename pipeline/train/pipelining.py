@@ -13,8 +13,11 @@ from torchrec.distributed.train_pipeline import (
     TrainPipelineBase,
     TrainPipelineSparseDist,
 )
-from torchrec.distributed.types import ShardedModule
+from torchrec.distributed.types import LazyAwaitable, ShardedModule
 
+from components.embeddings import Embedded
+from components.engagement_model import EngagementBody, ModelOutputs
+from components.inputs import ModelInputs
 from pipeline.config import ShardingConfig
 from pipeline.errors import ConfigError
 
@@ -55,6 +58,22 @@ def build_pipeline(
     if not config.pipeline:
         return TrainPipelineBase(model, optimizer, device)
     return (_WholePrefetch if config.prefetch else _Whole)(model, optimizer, device)
+
+
+def compile_body(body: EngagementBody) -> None:
+    """Let torch.compile translate the dense part at its first call, for any number of rows.
+
+    Its forward method, not the module's call, whose hooks tell the clock; and after waiting for the tables' rows, which
+    sharded collections promise and give at the first touch.
+    """
+    forward: Any = torch.compile(body.forward, dynamic=True)
+
+    def compiled(embedded: Embedded, inputs: ModelInputs) -> ModelOutputs:
+        arrived = (part.wait() if isinstance(part, LazyAwaitable) else part for part in embedded)
+        outputs: ModelOutputs = forward(Embedded(*arrived), inputs)
+        return outputs
+
+    body.forward = compiled  # type: ignore[method-assign]
 
 
 def sharded_modules(model: torch.nn.Module) -> dict[str, ShardedModule[Any, Any, Any, Any]]:
