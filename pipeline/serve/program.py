@@ -9,12 +9,13 @@ M most candidates of one request, K features of one width, V values, N numeric c
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.fx.experimental._config as fx_config
@@ -157,14 +158,53 @@ def export_program(model: ServingModel, example: dict[str, Tensor]) -> ExportedP
 
 
 def compile_program(program: ExportedProgram, path: Path) -> None:
-    """Write a program as native code (AOTInductor); takes tens of seconds and needs a C++ compiler."""
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    """Write a program as native code (AOTInductor); takes tens of seconds and needs a C++ compiler.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    with _archive(path) as file:
+        torch._inductor.aoti_compile_and_package(program, package_path=file)
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a program without its example, which torch.export would save as a pickle."""
+    """Write a program without its example, which torch.export would save as a pickle.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
     program.example_inputs = None
-    torch.export.save(program, path)
+    with _archive(path) as file:
+        torch.export.save(program, file)
+
+
+class _Archive(io.FileIO):
+    """A file whose writing never fails: torch's archives end the process where it does.
+
+    Attributes:
+        error: the first that writing met; nothing is written after it.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Take all of the data, or keep the error."""
+        left = memoryview(data).cast("B")
+        size = left.nbytes
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[_Archive]:
+    with _Archive(path, "w") as file:
+        yield file
+        if file.error is not None:
+            raise file.error
 
 
 @contextmanager

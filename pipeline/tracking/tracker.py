@@ -224,7 +224,8 @@ class Tracker:
                 wait, failing = self._every_s, False
             except Exception as cause:  # noqa: BLE001  # whatever a client raises: the run goes on, the journal keeps all
                 level, why = logging.DEBUG if failing else logging.WARNING, without_passwords(cause)
-                log.log(level, "MLflow does not answer, will retry: %s", why)
+                # A store's error goes on with the whole statement that failed.
+                log.log(level, "MLflow does not answer, will retry: %s", why.partition("\n")[0])
                 self._client = None
                 wait, failing = min(max(wait, 0.5) * 2, _LONGEST_WAIT_S), True
             with self._progress:

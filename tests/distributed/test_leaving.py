@@ -142,7 +142,14 @@ def test_a_rank_that_hangs_is_noticed_and_every_rank_tells_where_it_stood(data: 
     stacks = {int(re.findall(r"rank-(\d)", p.name)[0]): p.read_text() for p in (tmp_path / "hung/stacks").glob("*.txt")}
     assert "time.sleep" in stacks[1] or "in slow" in stacks[1]
     assert all("Timeout" in text for text in stacks.values())
-    assert newest(tmp_path / "hung/checkpoints") is not None
+    left = newest(tmp_path / "hung/checkpoints")
+    assert left is not None
+    with started(command, tmp_path) as process:
+        assert process.wait(timeout=200) == 0
+    said = (tmp_path / "said").read_text().replace("\n", "")
+    assert f"going on from {left}" in said
+    assert "a rank hung before; its stacks are in" in said
+    assert_close(newest(tmp_path / "hung/checkpoints"), end_of_one_rank(data, tmp_path / "straight"))
 
 
 @pytest.mark.slow

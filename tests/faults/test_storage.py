@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.cli import main
 from pipeline.config import CheckpointConfig
@@ -21,6 +22,7 @@ from pipeline.data import rowgroups
 from pipeline.data.check import check_columns
 from pipeline.data.logs import DESCRIPTION, Dataset
 from pipeline.errors import CheckpointError, DataError
+from pipeline.serve.program import save_program
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint.shelf import Shelf, checkpoints
 from pipeline.train.sharding import joined
@@ -234,6 +236,19 @@ def test_commands_say_what_the_disk_says(tmp_path: Path, capsys: pytest.CaptureF
         assert problem in said
         assert said.startswith("trefoil simulate: ")
         assert len(said.splitlines()) == 1
+
+
+def test_a_program_on_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """Torch's archives end the process where a write fails, so the disk's error waits until they are closed."""
+    rows = torch.ones(2, 100)
+    program = torch.export.export(torch.nn.Linear(100, 100), (rows,))
+    with mounted(tmp_path / "disk", "size=16k") as disk:
+        with pytest.raises(OSError, match="No space left on device"):
+            save_program(program, disk / "model.pt2")
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        save_program(program, disk / "model.pt2")
+        again = torch.export.load(disk / "model.pt2").module()
+    torch.testing.assert_close(again(rows), program.module()(rows), rtol=0, atol=0)
 
 
 # Root may read what is forbidden, unless it lacks this right.
