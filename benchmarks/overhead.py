@@ -47,8 +47,8 @@ from pipeline.train.trainer import Trainer
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     requests: int = 6_000
-    rounds: int = 12
-    steps: int = 60
+    rounds: int = 7
+    steps: int = 40
     """Steps of a block."""
     log_steps: int = 10
     """Steps between two records; the default of a run is 50."""

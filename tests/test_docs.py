@@ -1,6 +1,7 @@
 """Every command of README and docs is one that exists: parsed by the very parsers, dry-run by TorchX.
 
-Those of README's "Step by step" and of the tutorial run for real: see test_readme.py and test_tutorial.py.
+Those of README's "Step by step" and of the tutorial run for real: see test_readme.py and test_tutorial.py. Those of the
+other pages run for real in a slow test, numbers made small; what is left out says why.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from torchx.runner import get_runner
 from torchx.schedulers import slurm_scheduler
 
-from pipeline.cli import VERBS
+from pipeline.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 # The tutorial's commands want the files that its own blocks make.
@@ -41,14 +43,73 @@ def commands() -> list[tuple[str, str]]:
 
 
 COMMANDS = commands()
+KINDS = ("trefoil ", "make ", "torchx run ", "python -m benchmarks.")
+# Commands of other programs, and what stands for them.
+OTHERS = {
+    "podman build": "wants podman and the network; the Containerfile's steps are `make setup`'s",
+    "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "a variable for the line below it",
+    "torchrun ": "wants two hosts; tests/torchx/test_restarts.py and tests/slurm run the same launcher",
+    "mlflow models serve": "tests/serve/test_mlflow_http.py runs it",
+}
+# Trefoil's commands that the slow test below does not run, and what runs them.
+NOT_RUN = {
+    "trefoil ingest kuairand": "the files are not ours to ship; tests/data/test_ingest_kuairand.py makes such files",
+    "trefoil rollout": "wants hours of story: `make rollout`, tests/rollout/test_commands.py",
+    "trefoil plan --recipe ten_terabytes": "tests/train/test_cluster.py",
+}
+# Numbers that would take hours, names that the reader is to fill in.
+SMALLER = {
+    "--trials 20": "--trials 2 --folds 1",
+    "--nproc 8": "--nproc 2",
+    "--nodes 8": "--nodes 1",
+    "CHECKPOINT": "runs/RUN/checkpoints/epoch-1-step-00000000",
+    "NEWER": "runs/OTHER/checkpoints/epoch-1-step-00000000",
+}
 
 
 class ParsedError(Exception):
     """The arguments were understood."""
 
 
-def test_the_pages_have_commands() -> None:
+def test_the_pages_have_commands_of_kinds_that_are_tested() -> None:
     assert len(COMMANDS) > 15
+    assert [c for _, c in COMMANDS if not c.startswith((*KINDS, *OTHERS))] == []
+    for prefix in (*OTHERS, *NOT_RUN):
+        assert any(c.startswith(prefix) for _, c in COMMANDS), f"no page has {prefix} any more"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TREFOIL_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    Path("my_recipes.py").write_text("from pipeline.recipes.demo import demo as wide\n")
+    Path("space.yaml").write_text("metric: click/log_loss\nfields:\n  model.deep: {choices: [[16], [32]]}\n")
+    assert main(["simulate", "--out", "logs", "--requests", "1500", "--users", "150", "--items", "100"]) == 0
+    train = ["train", "--recipe", "demo", "--data", "logs", "--epochs", "1"]
+    for i, name in enumerate(("RUN", "OTHER")):
+        assert main([*train, "--run-dir", f"runs/{name}", "--seed", str(i)]) == 0
+    for surface in ("hf", "sr", "rp"):
+        checkpoint = "runs/RUN/checkpoints/epoch-1-step-00000000"
+        export = ["export", "--checkpoint", checkpoint, "--data", "logs", "--out", surface, "--max-requests", "64"]
+        assert main([*export, "--surface", surface]) == 0
+    part = next(Path("logs/surface=hf").rglob("*.parquet"))
+    Path("rows.parquet").write_bytes(part.read_bytes())
+    ran = 0
+    for page, command in COMMANDS:
+        if page == "README.md" or not command.startswith("trefoil ") or command.startswith(tuple(NOT_RUN)):
+            continue
+        for written, smaller in SMALLER.items():
+            command = command.replace(written, smaller)
+        argv = shlex.split(command)[1:]
+        if "--out" in argv and argv[0] in ("simulate", "export"):  # what the page makes first is there already
+            shutil.rmtree(argv[argv.index("--out") + 1], ignore_errors=True)
+        if argv[0] == "simulate":
+            argv += ["--requests", "1500", "--users", "150", "--items", "100"]
+        assert main(argv) == 0, command
+        ran += 1
+    assert ran > 12
 
 
 @pytest.mark.parametrize("command", [c for _, c in COMMANDS if c.startswith("trefoil ")])
