@@ -86,6 +86,7 @@ def arms() -> dict[str, Arm]:
         "merged": (recipes.merged,),
         "separate": (recipes.separate_hf, recipes.separate_sr, recipes.separate_rp),
         "din": (recipes.din,),
+        "din_released": (recipes.din_released,),
         BOOSTED_TREES: (recipes.kuairand,),
         **{name: (recipe,) for name, recipe in (recipes.PARTS | recipes.LADDER).items()},
         **recipes.ALONE,

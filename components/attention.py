@@ -21,11 +21,14 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.inputs import ModelInputs
+from components.mlp import MLP, activation_layer
 from components.names import check_at_least
 from components.ragged import offsets_of, pad_rows, row_mask, unpad_rows
 
@@ -41,11 +44,16 @@ class CandidateAttention(nn.Module):
     The output joins the attended vector [A], its product with the query's projection [A] (the match itself, which a
     dense layer could only learn slowly) and the mean of the history [D] (what the user likes whatever the candidate).
 
+    With `few_candidates` the queries are projected into the space of events and the weighted events out of it
+    (q . K x = K' q . x and sum w V x = V sum w x): the same sums in another order, at 2 M Q' D + 2 M L D a head for
+    2 L D Q' + 2 M L Q' operations, Q' the head's width. It pays while a request has fewer candidates than that.
+
     Args:
         query_dim: Q.
         width: D.
         heads: attention heads.
         head_dim: width of a head; None for D / heads.
+        few_candidates: project queries, not events.
         with_product: append the product.
         with_mean: append the mean.
 
@@ -60,6 +68,7 @@ class CandidateAttention(nn.Module):
         width: int,
         heads: int = 4,
         head_dim: int | None = None,
+        few_candidates: bool = False,
         with_product: bool = True,
         with_mean: bool = True,
     ) -> None:
@@ -71,7 +80,8 @@ class CandidateAttention(nn.Module):
             head_dim = width // heads
         check_at_least(1, head_dim=head_dim)
         inner = heads * head_dim
-        self.heads, self.with_product, self.with_mean = heads, with_product, with_mean
+        self.heads, self.few_candidates = heads, few_candidates
+        self.with_product, self.with_mean = with_product, with_mean
         self.query = nn.Linear(query_dim, inner)
         self.key_value = nn.Linear(width, 2 * inner, bias=False)
         self.out_dim = inner * (2 if with_product else 1) + (width if with_mean else 0)
@@ -97,9 +107,28 @@ class CandidateAttention(nn.Module):
         return unpad_rows(weights_RML, offsets, inputs.request_of_candidate)
 
     def _attend(self, query_CA: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
+        if self.few_candidates:
+            return self._attend_by_query(query_CA, events_RLD, lengths_R, inputs)
         q, k, v, visible, offsets = self._heads(query_CA, events_RLD, lengths_R, inputs)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
         return unpad_rows(attended, offsets, inputs.request_of_candidate)
+
+    def _attend_by_query(self, query_CA: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
+        """As `_attend`: h stands for heads, d for the width of one, N for M x h."""
+        key_hdD, value_hdD = (w.unflatten(0, (self.heads, -1)) for w in self.key_value.weight.chunk(2))
+        query_Chd = query_CA.unflatten(1, (self.heads, -1))
+        query_ChD = torch.einsum("chd,hdD->chD", query_Chd, key_hdD) * query_Chd.shape[-1] ** -0.5
+        offsets = offsets_of(inputs.candidate_counts)
+        slots = inputs.candidate_slots.shape[0]
+        query_RND = pad_rows(query_ChD.flatten(1), offsets, slots).unflatten(2, (self.heads, -1)).flatten(1, 2)
+        scores_RNL = query_RND @ events_RLD.transpose(1, 2)
+        visible_R1L = row_mask(lengths_R, inputs.history_slots).unsqueeze(1)
+        # The empty slot's score is 0, and so is what it gives.
+        scores_RNL = F.pad(scores_RNL.masked_fill(~visible_R1L, -torch.inf), (1, 0))
+        read_RND = torch.softmax(scores_RNL, dim=-1)[..., 1:] @ events_RLD
+        read_RMhD = read_RND.unflatten(1, (-1, self.heads))
+        read_ChD = unpad_rows(read_RMhD.flatten(2), offsets, inputs.request_of_candidate).unflatten(1, (self.heads, -1))
+        return torch.einsum("chD,hdD->chd", read_ChD, value_hdD).flatten(1)
 
     def _heads(
         self, query_CA: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs
@@ -126,20 +155,33 @@ class TargetAttention(nn.Module):
     Args:
         query_dim: Q; the query is first projected to D.
         width: D.
-        hidden: width of the unit's hidden layer.
+        hidden: widths of the unit's hidden layers, at least one.
+        activation: after each of them, one of `components.mlp.ACTIVATIONS`.
         softmax: weights sum to 1; else they are used as they come, as in the paper.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, no hidden layer, or an unknown activation.
     """
 
-    def __init__(self, *, query_dim: int, width: int, hidden: int = 16, softmax: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        query_dim: int,
+        width: int,
+        hidden: Sequence[int] = (16,),
+        activation: str = "relu",
+        softmax: bool = True,
+    ) -> None:
         super().__init__()
-        check_at_least(1, query_dim=query_dim, width=width, hidden=hidden)
+        check_at_least(1, query_dim=query_dim, width=width, **{f"hidden[{i}]": n for i, n in enumerate(hidden)})
+        if not hidden:
+            raise ValueError("hidden is empty; the unit needs at least 1 hidden layer")
         self.softmax = softmax
         self.query = nn.Linear(query_dim, width)
-        self.unit_in = nn.Linear(4 * width, hidden)
-        self.unit_out = nn.Linear(hidden, 1)
+        self.unit_in = nn.Linear(4 * width, hidden[0])
+        self.activation = activation_layer(activation)
+        self.unit_deep = MLP(in_dim=hidden[0], hidden=hidden[1:], activation=activation)
+        self.unit_out = nn.Linear(hidden[-1], 1)
         self.out_dim = width
 
     def forward(self, query_CQ: Tensor, events_RLD: Tensor, lengths_R: Tensor, inputs: ModelInputs) -> Tensor:
@@ -171,7 +213,7 @@ class TargetAttention(nn.Module):
         event_RLh = F.linear(events_RLD, of_event - of_difference)
         product_RMhL = (query_RMD.unsqueeze(2) * of_product) @ events_RLD.transpose(1, 2).unsqueeze(1)
         hidden = query_RMh.unsqueeze(2) + event_RLh.unsqueeze(1) + product_RMhL.transpose(2, 3)
-        return self.unit_out(torch.relu(hidden)).squeeze(-1)
+        return self.unit_out(self.unit_deep(self.activation(hidden))).squeeze(-1)
 
 
 class MeanHistory(nn.Module):

@@ -35,7 +35,7 @@ from components.inputs import ModelInputs
 from components.mlp import check_dropout, concat
 from components.names import check_at_least
 from components.numeric import NumericFeatures
-from components.ragged import JaggedRows, pad_rows, row_mask
+from components.ragged import JaggedRows, one_hot, pad_rows, row_mask
 
 MAX_AGE_SECONDS = 2 * 365 * 24 * 3600.0
 
@@ -91,8 +91,14 @@ class EventEmbedding(nn.Module):
         parts = [sequences[key].values() for key in self.keys]
         if self.numeric is not None:
             parts.append(self.numeric(inputs.history_numeric))
-        events_HD = self.project(concat(parts)) + self.action(inputs.history_action)
-        return events_HD + self.surface(inputs.history_surface) + self.age(self.age_bucket(inputs.history_age))
+        # Tables of a few rows are further columns of the projection: one product in place of three look-ups, whose
+        # backward pass adds up thousands of events in a handful of rows, one at a time.
+        codes = (inputs.history_action, inputs.history_surface, self.age_bucket(inputs.history_age))
+        weights = [self.project.weight]
+        for table, codes_H in zip((self.action, self.surface, self.age), codes, strict=True):
+            parts.append(one_hot(codes_H, table.num_embeddings, dtype=parts[0].dtype))
+            weights.append(table.weight.t())
+        return F.linear(concat(parts), torch.cat(weights, dim=1), self.project.bias)
 
 
 class EncoderLayer(nn.Module):

@@ -76,6 +76,16 @@ def row_mask(lengths_R: Tensor, slots_L: Tensor) -> Tensor:
     return slots_L.unsqueeze(0) < lengths_R.unsqueeze(1)
 
 
+def one_hot(codes: Tensor, size: int, *, dtype: torch.dtype) -> Tensor:
+    """[N] codes in [0, size) to [N, size]: 1 at the code, 0 elsewhere.
+
+    Unlike `torch.nn.functional.one_hot` it reads no value back from the device. A code out of range is the error of
+    `scatter`: IndexError or RuntimeError on CPU, a failed assertion on CUDA.
+    """
+    zeros = torch.zeros(codes.shape[0], size, dtype=dtype, device=codes.device)
+    return zeros.scatter(1, codes.long().unsqueeze(1), 1.0)
+
+
 def split_surfaces(rows: Tensor, rows_per_surface: Sequence[int], surfaces: int) -> list[Tensor]:
     """Cut rows that lie surface by surface into one slice a surface; slices may be empty.
 

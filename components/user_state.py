@@ -33,7 +33,7 @@ from components.inputs import ModelInputs
 from components.mlp import concat
 from components.names import check_at_least
 from components.numeric import NumericFeatures
-from components.ragged import pad_rows
+from components.ragged import one_hot, pad_rows
 
 SHORTEST_S, LONGEST_S = 600.0, 14 * 24 * 3600.0
 
@@ -111,15 +111,19 @@ class UserState(nn.Module):
         if self.numeric is not None:
             parts.append(self.numeric(inputs.history_numeric))
         first = sequences[self.keys[0]]
-        # The table may be narrower than int64; the gates index as torch does.
-        surface_H = inputs.history_surface.long()
-        events_HD = self.norm(self.project(concat(parts))) * self.action(inputs.history_action.long())
-        events_HD = events_HD * self.surface(surface_H)
+        surface_H = inputs.history_surface
+        events_HD = self.norm(self.project(concat(parts)))
+        # As products: a look-up's backward pass adds up thousands of events in a handful of rows, one at a time.
+        for gate, codes_H in ((self.action, inputs.history_action), (self.surface, surface_H)):
+            events_HD = events_HD * (one_hot(codes_H, gate.num_embeddings, dtype=events_HD.dtype) @ gate.weight)
         events_HD = events_HD * torch.exp(-inputs.history_age.unsqueeze(1) * torch.exp(-self.log_tau))
         slots = inputs.history_slots.shape[0]
         events_RLD = pad_rows(events_HD, first.offsets(), slots)
         surface_RL = pad_rows(surface_H.to(events_HD.dtype).unsqueeze(1), first.offsets(), slots).squeeze(2)
         own_R = self.surface_codes.index_select(0, inputs.surface_of_request).to(events_HD.dtype)
-        is_own_RL = (surface_RL == own_R.unsqueeze(1)).long()
-        summed_RD = (events_RLD * self.own(is_own_RL)).sum(1)
+        is_own_RL = (surface_RL == own_R.unsqueeze(1)).to(events_HD.dtype)
+        # The gate has two values, so the gated sum is one of two sums: all events, and those of this surface.
+        elsewhere_D, own_D = self.own.weight.unbind()
+        of_own_RD = (is_own_RL.unsqueeze(1) @ events_RLD).squeeze(1)
+        summed_RD = events_RLD.sum(1) * elsewhere_D + of_own_RD * (own_D - elsewhere_D)
         return torch.tanh(self.state(summed_RD / self.scale))

@@ -27,6 +27,13 @@ class HistoryConfig:
     """Transformer layers."""
     heads: int = 2
     """Attention heads of encoder and candidates."""
+    few_candidates: bool = False
+    """Candidates project their queries into the space of events and not events theirs into that of queries: the same
+    sums in another order, faster while a request has fewer candidates than a head has dimensions (width / heads)."""
+    unit: tuple[int, ...] = (36,)
+    """Hidden layers of the activation unit (target and din); the default is that of DIN's paper."""
+    unit_activation: Literal["relu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+    """After each of them."""
     causal: bool = False
     """Let an event attend only to earlier ones."""
     dropout: float = 0.0

@@ -25,7 +25,8 @@ Recipe = Callable[[], RunConfig]
 # What the spec makes of earlier outcomes; left out, the model knows ids, profile and history alone.
 RATES = ("*_rate_*", "*_ewma_*", "*_last_*", "*_count", "*_recency", "similar_*")
 NO_MIXTURE = MixtureConfig(kind="none")
-ATTENTION = HistoryConfig(kind="attention", width=32, heads=2)
+# A request of this log has one candidate.
+ATTENTION = HistoryConfig(kind="attention", width=32, heads=2, few_candidates=True)
 # Requests in a batch of a separate model: with the unified one's, small surfaces would see few steps.
 BATCHES = {"hf": 256, "sr": 64, "rp": 64}
 
@@ -79,6 +80,13 @@ def din() -> RunConfig:
     )
     loader = replace(kuairand().loader, max_candidates=1, past_max_candidates="split")
     return replace(kuairand(), name="kuairand_din", model=model, loader=loader)
+
+
+def din_released() -> RunConfig:
+    """DIN with the layers of its authors' released code: a unit of 80 and 40 sigmoids, a network of 80 and 40."""
+    paper = din()
+    history = replace(paper.model.history, unit=(80, 40), unit_activation="sigmoid")
+    return replace(paper, name="kuairand_din_released", model=replace(paper.model, history=history, deep=(80, 40)))
 
 
 def _model(**changes: Any) -> Recipe:

@@ -39,8 +39,6 @@ CALIBRATION_KNOTS = (-6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
 LATE_WIDTH = 16
 SURFACE_WIDTH = 8
 GATE_HIDDEN = 32
-# Hidden width of the activation unit in DIN's paper.
-DIN_UNIT = 36
 
 # Each of the first two is held by a test that fails when a new version can do it (tests/train/test_build.py).
 NOT_MANAGED = (
@@ -306,10 +304,14 @@ def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | UserState | None
     reader: Reader
     if settings.kind == "mean":
         reader = MeanHistory(width=settings.width)
-    elif settings.kind == "target":
-        reader = TargetAttention(query_dim=query_dim, width=settings.width)
-    elif settings.kind == "din":
-        reader = TargetAttention(query_dim=query_dim, width=settings.width, hidden=DIN_UNIT, softmax=False)
+    elif settings.kind in ("target", "din"):
+        reader = TargetAttention(
+            query_dim=query_dim,
+            width=settings.width,
+            hidden=settings.unit,
+            activation=settings.unit_activation,
+            softmax=settings.kind == "target",
+        )
     else:
         if settings.kind == "transformer":
             encoder = HistoryEncoder(
@@ -320,7 +322,12 @@ def _history(plan: ModelPlan, query_dim: int) -> HistoryBlock | UserState | None
                 causal=settings.causal,
                 dropout=settings.dropout,
             )
-        reader = CandidateAttention(query_dim=query_dim, width=settings.width, heads=settings.heads)
+        reader = CandidateAttention(
+            query_dim=query_dim,
+            width=settings.width,
+            heads=settings.heads,
+            few_candidates=settings.few_candidates,
+        )
     return HistoryBlock(events=events, encoder=encoder, reader=reader, projection=_projection(plan, reader.out_dim))
 
 

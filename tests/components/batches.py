@@ -210,11 +210,11 @@ def make_embeddings(*, drop: Sequence[str] = ()) -> EmbeddingLayer:
 
 
 def make_reader(kind: str, query_dim: int) -> Reader:
-    """A reader of width-8 events: attention, target or mean."""
-    if kind == "attention":
-        return CandidateAttention(query_dim=query_dim, width=WIDTH, heads=2)
+    """A reader of width-8 events: attention, few candidates (the same, projecting queries), target or mean."""
+    if kind in ("attention", "few candidates"):
+        return CandidateAttention(query_dim=query_dim, width=WIDTH, heads=2, few_candidates=kind != "attention")
     if kind == "target":
-        return TargetAttention(query_dim=query_dim, width=WIDTH, hidden=4)
+        return TargetAttention(query_dim=query_dim, width=WIDTH, hidden=(4,))
     return MeanHistory(width=WIDTH)
 
 

@@ -58,7 +58,8 @@ def slow_target_attention(block: TargetAttention, inputs: ModelInputs, query: Te
         if not history:
             rows.append(torch.zeros(WIDTH))
             continue
-        units = [block.unit_out(torch.relu(block.unit_in(torch.cat([q, e, q - e, q * e])))) for e in history]
+        first = [block.activation(block.unit_in(torch.cat([q, e, q - e, q * e]))) for e in history]
+        units = [block.unit_out(block.unit_deep(x)) for x in first]
         weights = torch.cat(units)
         if block.softmax:
             weights = weights.softmax(0)
@@ -88,22 +89,25 @@ def test_weights_are_those_that_attention_uses(softmax: bool) -> None:
 shapes = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=4)
 
 
+@pytest.mark.parametrize("few_candidates", [False, True])
 @settings(max_examples=25, deadline=None)
-@given(shapes)
-def test_candidate_attention_equals_the_loop(shape: list[tuple[int, int]]) -> None:
+@given(shape=shapes)
+def test_candidate_attention_equals_the_loop(few_candidates: bool, shape: list[tuple[int, int]]) -> None:
     inputs, query, events, lengths = case([c for c, _ in shape], [n for _, n in shape])
-    block = CandidateAttention(query_dim=Q, width=WIDTH, heads=2, head_dim=3)
+    block = CandidateAttention(query_dim=Q, width=WIDTH, heads=2, head_dim=3, few_candidates=few_candidates)
     want = slow_candidate_attention(block, inputs, query, events)
     assert block.out_dim == 2 * 6 + WIDTH
     assert_close(block(query, events, lengths, inputs), want, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize(("softmax", "hidden", "activation"), [(True, (3,), "relu"), (False, (3, 2), "sigmoid")])
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes)
-def test_target_attention_equals_the_loop(softmax: bool, shape: list[tuple[int, int]]) -> None:
+def test_target_attention_equals_the_loop(
+    softmax: bool, hidden: tuple[int, ...], activation: str, shape: list[tuple[int, int]]
+) -> None:
     inputs, query, events, lengths = case([c for c, _ in shape], [n for _, n in shape])
-    block = TargetAttention(query_dim=Q, width=WIDTH, hidden=3, softmax=softmax)
+    block = TargetAttention(query_dim=Q, width=WIDTH, hidden=hidden, activation=activation, softmax=softmax)
     want = slow_target_attention(block, inputs, query, events)
     assert_close(block(query, events, lengths, inputs), want, atol=1e-5, rtol=1e-4)
 
@@ -115,7 +119,20 @@ def test_mean_by_hand() -> None:
     assert got.tolist() == [[2.5] * WIDTH, [2.5] * WIDTH, [0.0] * WIDTH]
 
 
-@pytest.mark.parametrize("kind", ["attention", "target", "mean"])
+def test_projecting_queries_or_events_is_the_same_to_the_gradients() -> None:
+    inputs, query, events, lengths = case([2, 0, 3], [3, 2, 0])
+    block = CandidateAttention(query_dim=Q, width=WIDTH, heads=2)
+    found = []
+    for block.few_candidates in (False, True):
+        leaves = [query.clone().requires_grad_(), events.clone().requires_grad_()]
+        read = block(*leaves, lengths, inputs)
+        loss = (read * torch.linspace(-1, 1, read.numel()).view_as(read)).sum()
+        found.append((read, *torch.autograd.grad(loss, [*leaves, *block.parameters()])))
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", ["attention", "few candidates", "target", "mean"])
 def test_empty_history_reads_as_zero_and_sends_no_nan_back(kind: str) -> None:
     inputs, query, events, lengths = case([2, 3], [0, 2])
     block = make_reader(kind, Q)
@@ -173,7 +190,8 @@ def test_parts_of_the_output_can_be_left_out() -> None:
         (lambda: CandidateAttention(query_dim=4, width=6, heads=4), "width is 6 and heads is 4"),
         (lambda: CandidateAttention(query_dim=4, width=6, heads=0), "heads is 0; it must be at least 1"),
         (lambda: CandidateAttention(query_dim=4, width=6, heads=2, head_dim=0), "head_dim is 0"),
-        (lambda: TargetAttention(query_dim=4, width=6, hidden=0), "hidden is 0"),
+        (lambda: TargetAttention(query_dim=4, width=6, hidden=(0,)), r"hidden\[0\] is 0"),
+        (lambda: TargetAttention(query_dim=4, width=6, hidden=()), "at least 1 hidden layer"),
         (lambda: MeanHistory(width=0), "width is 0"),
     ],
 )

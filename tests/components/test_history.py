@@ -14,7 +14,7 @@ from components.attention import MeanHistory
 from components.cross import CrossProjection
 from components.history import MAX_AGE_SECONDS, EventEmbedding, HistoryBlock, HistoryEncoder
 from components.numeric import NumericFeatures
-from components.ragged import JaggedRows
+from components.ragged import JaggedRows, one_hot
 from tests.components.batches import DIM, HISTORY_KEYS, WIDTH, make_embeddings, make_inputs
 
 KEYS = dict.fromkeys(HISTORY_KEYS, DIM)
@@ -181,3 +181,11 @@ def test_block_without_encoder_and_projection_is_the_reader() -> None:
 def test_bad_arguments(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_one_hot_by_hand_and_no_code_out_of_range() -> None:
+    got = one_hot(torch.tensor([2, 0], dtype=torch.int32), 3, dtype=torch.float32)
+    assert got.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    for code in (-1, 3):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            one_hot(torch.tensor([code]), 3, dtype=torch.float32)
