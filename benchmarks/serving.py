@@ -53,7 +53,8 @@ from pipeline.serve.signature import Signature
 from pipeline.serve.tables import TableDtype
 from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
-from pipeline.train.build import ModelPlan, build_model
+from pipeline.train.build import build_model
+from pipeline.train.model_plan import ModelPlan
 from pipeline.train.quiet import quiet_dependencies
 
 SURFACE, HISTORY = "hf", 128

@@ -15,7 +15,8 @@ from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
 from pipeline.recipes import find
 from pipeline.schema import Kind
-from pipeline.train.build import build_task, model_plan
+from pipeline.train.build import build_task
+from pipeline.train.model_plan import model_plan
 from scripts import api_pages
 from scripts.docstring_examples import as_sections
 

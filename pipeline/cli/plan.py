@@ -99,8 +99,8 @@ def _workload(args: Args) -> Workload:
     from pipeline.data.logs import Dataset
     from pipeline.schema import Kind
     from pipeline.train.assumed import assumed_schema
-    from pipeline.train.build import model_plan
     from pipeline.train.cluster import Workload
+    from pipeline.train.model_plan import model_plan
 
     config = args.config
     candidates = config.sharding.workload.candidates_per_request

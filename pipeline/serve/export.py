@@ -46,8 +46,8 @@ from pipeline.serve.signature import Signature, served_schema, signature_to_json
 from pipeline.serve.tables import TableDtype
 from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
-from pipeline.train.build import ModelPlan
 from pipeline.train.checkpoint import CheckpointState
+from pipeline.train.model_plan import ModelPlan
 
 # Most requests in one run of the program.
 MAX_REQUESTS = 256

@@ -23,8 +23,9 @@ from torchrec.distributed.planner.types import (
 
 from pipeline.config import RunConfig, ShardingConfig
 from pipeline.errors import ConfigError
-from pipeline.train.build import ModelPlan, build_task
+from pipeline.train.build import build_task
 from pipeline.train.constraints import CACHED, FUSED, ROW_WISE, TABLE_WISE, sharders, table_constraints, table_loads
+from pipeline.train.model_plan import ModelPlan
 from pipeline.train.optimizers import fuse_optimizers
 from pipeline.train.planner import Gpu, gpu_topology, make_planner
 from pipeline.train.storage import storage_by_kind

@@ -19,7 +19,7 @@ from torchrec.distributed.types import CacheParams, ModuleSharder, QuantizedComm
 
 from pipeline.config import OptimizerConfig, ShardingConfig
 from pipeline.errors import ConfigError, unknown
-from pipeline.train.build import ModelPlan
+from pipeline.train.model_plan import ModelPlan
 from pipeline.train.tables import table_of
 
 SHARDING_TYPES = tuple(t.value for t in ShardingType)

@@ -18,10 +18,11 @@ from pipeline.data.logs import Dataset
 from pipeline.errors import DataError
 from pipeline.schema import Kind
 from pipeline.train import checkpoint
-from pipeline.train.build import build_task, model_plan
+from pipeline.train.build import build_task
 from pipeline.train.clock import StepClock
 from pipeline.train.constraints import table_loads
 from pipeline.train.days import DaySplit, Lesson, split_days
+from pipeline.train.model_plan import model_plan
 from pipeline.train.observe import StepWindow, profiled
 from pipeline.train.optimizers import build_optimizer
 from pipeline.train.pipelining import compile_body

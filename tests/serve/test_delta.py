@@ -24,7 +24,7 @@ from pipeline.serve.rows import to_requests
 from pipeline.serve.scorer import Scorer
 from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
-from pipeline.train.build import ModelPlan
+from pipeline.train.model_plan import ModelPlan
 from pipeline.train.task import TrainTask
 
 Artifacts = Callable[[str, str], ArtifactInfo]

@@ -32,7 +32,8 @@ from pipeline.serve.tables import is_table
 from pipeline.serve.trained import TrainedModel
 from pipeline.serve.vetting import vet_program
 from pipeline.train import checkpoint as checkpoints
-from pipeline.train.build import build_model, model_plan
+from pipeline.train.build import build_model
+from pipeline.train.model_plan import model_plan
 from tests.serve.conftest import CONFIG
 
 Artifacts = Callable[[str, str], ArtifactInfo]

@@ -27,8 +27,9 @@ from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.recipes import SHIPPED, find
-from pipeline.train.build import ModelPlan, build_model, model_plan
+from pipeline.train.build import build_model
 from pipeline.train.days import split_days
+from pipeline.train.model_plan import ModelPlan, model_plan
 from tests.data.logs import write_log
 from tests.train.runs import tiny_config
 

@@ -21,8 +21,8 @@ from pipeline.config import (
 from pipeline.errors import ConfigError
 from pipeline.recipes import find
 from pipeline.train.assumed import assumed_schema
-from pipeline.train.build import model_plan
 from pipeline.train.cluster import Cluster, DoesNotFitError, Workload
+from pipeline.train.model_plan import model_plan
 from pipeline.train.planner import GPUS
 
 MILLION = 1_000_000

@@ -15,8 +15,9 @@ from pipeline.config import LoaderConfig, MixtureConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
 from pipeline.errors import ConfigError
-from pipeline.train.build import build_task, model_plan
+from pipeline.train.build import build_task
 from pipeline.train.diagnostics import gate_utilisation, gradient_conflict, shared_parameters, surface_gradients
+from pipeline.train.model_plan import model_plan
 from pipeline.train.task import TrainTask
 from tests.data.logs import write_log
 from tests.train.runs import tiny_config

@@ -17,8 +17,9 @@ from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
 from pipeline.errors import ConfigError
 from pipeline.schema import Kind
-from pipeline.train.build import ModelPlan, build_task, model_plan
+from pipeline.train.build import build_task
 from pipeline.train.history_use import AGES, OLDER, attention_by_age
+from pipeline.train.model_plan import ModelPlan, model_plan
 from pipeline.train.table_use import expected_sharing, lookups, row_norms, shared_rows
 from pipeline.train.task import TrainTask
 from tests.train.runs import tiny_config

@@ -23,8 +23,9 @@ from pipeline.serve.artifact import open_artifact
 from pipeline.serve.export import export
 from pipeline.serve.scorer import Scorer
 from pipeline.train import checkpoint as checkpoints
-from pipeline.train.build import build_task, model_plan
+from pipeline.train.build import build_task
 from pipeline.train.days import split_days
+from pipeline.train.model_plan import model_plan
 from pipeline.train.quiet import quiet_dependencies
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer

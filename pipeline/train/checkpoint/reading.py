@@ -22,10 +22,11 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from pipeline.errors import CheckpointError
 from pipeline.schema import DatasetSchema
-from pipeline.train.build import ModelPlan, build_task
+from pipeline.train.build import build_task
 from pipeline.train.checkpoint.files import UNSHARDED, first_line, verify
 from pipeline.train.checkpoint.shards import Reader
 from pipeline.train.checkpoint.state import CheckpointState, read_state
+from pipeline.train.model_plan import ModelPlan
 from pipeline.train.quiet import quiet_dependencies
 from pipeline.train.task import TrainTask
 

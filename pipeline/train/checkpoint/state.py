@@ -13,8 +13,8 @@ from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.schema import DatasetSchema
 from pipeline.texts import parse_json
-from pipeline.train.build import ModelPlan
 from pipeline.train.checkpoint.files import INDEX, MANIFEST, UNSHARDED, write_durably
+from pipeline.train.model_plan import ModelPlan
 
 STATE = "state.json"
 METRICS = "metrics.json"

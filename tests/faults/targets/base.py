@@ -35,7 +35,7 @@ class WrongRow(AssertionError):
 
 def task_and_plan() -> Any:
     """The plan of the small model that tests train."""
-    from pipeline.train.build import model_plan
+    from pipeline.train.model_plan import model_plan
     from tests.data.logs import schema
     from tests.train.runs import tiny_config
 
