@@ -80,7 +80,11 @@ figures.reliability(predictions, task=TASK)
 # horizontal axis and never changes their order.
 
 # %%
-figures.reliability({"before": predictions[arm].using("raw"), "after": predictions[arm]}, task=TASK)
+figures.reliability(
+    {"before": predictions[arm].using("raw"), "after": predictions[arm]},
+    task=TASK,
+    title=f"{TASK}: reliability of {arm}, before and after its calibration layer",
+)
 
 # %% [markdown]
 # ## Slices

@@ -93,10 +93,18 @@ def _draw_seeds(panel: Axes, spread: SeedSpread, place: int) -> None:
     panel.plot(spread.seeds, [place + 0.22] * len(spread.seeds), "|", color="#555555", markersize=9)
 
 
-def reliability(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] | None = None) -> Figure:
+def reliability(
+    runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] | None = None, title: str | None = None
+) -> Figure:
     """Observed rate against predicted probability by score decile, one panel a surface.
 
     The bars are 95 % intervals of the observed rate (Wilson, "Probable inference", JASA 1927).
+
+    Args:
+        runs: predictions by name.
+        task: such as click.
+        surfaces: which; None takes all.
+        title: of the figure; None says the task and what is shown.
     """
     surfaces = tuple(surfaces or next(iter(runs.values())).surfaces)
     figure, panels = panels_in_a_row(len(surfaces), height=3.4)
@@ -121,7 +129,7 @@ def reliability(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequenc
         panel.set_xlabel("predicted probability")
     panels[0].set_ylabel("observed rate")
     panels[-1].legend(frameon=False)
-    figure.suptitle(f"{task}: reliability by score decile")
+    figure.suptitle(title or f"{task}: reliability by score decile, 95 % intervals")
     return figure
 
 

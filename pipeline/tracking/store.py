@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+# Without it MLflow's pages take an experiment for one of language models, and hide charts and comparison.
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -80,7 +82,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         if is_embedded(uri):
             where = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name)
         try:
-            return str(client.create_experiment(name, artifact_location=where))
+            return str(client.create_experiment(name, artifact_location=where, tags={KIND_TAG: KIND}))
         except MlflowException:
             # Another process may have made it in between.
             found = client.get_experiment_by_name(name)

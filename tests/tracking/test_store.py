@@ -42,6 +42,7 @@ def test_artifacts_lie_beside_the_embedded_store(store: Path) -> None:
     client = connect(store)
     made = client.get_experiment(experiment_id(client, "beside"))
     assert made.artifact_location == str(store / "mlartifacts" / "beside")
+    assert made.tags["mlflow.experimentKind"] == "custom_model_development"
     assert experiment_id(client, "beside") == made.experiment_id
 
 
