@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
     _print_features(out, found, result)
     for fault in found.faults:
         out.print(f"[red]fault[/red] {fault}", soft_wrap=True)
+    for giveaway in found.giveaways:
+        out.print(f"[yellow]doubt[/yellow] {giveaway}", soft_wrap=True)
     out.print(f"{len(found.faults)} faults" if found.faults else "no faults")
     finish({"data": str(args.data), **result}, args.json)
     return 1 if found.faults else 0

@@ -29,7 +29,7 @@ from pipeline.schema import (
     Level,
 )
 
-# What `permute_2D_sparse_data` copies on CPU.
+# What `permute_1D_sparse_data` copies on CPU.
 _PERMUTED = (torch.int32, torch.int64, torch.float32, torch.float64)
 
 
@@ -56,8 +56,8 @@ def take_rows(values: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
     width = values.shape[1] if values.dim() > 1 else 1
     if values.numel() == 0 or rows.numel() == 0:
         return values.new_empty(int(lengths[rows].sum()), *values.shape[1:])
-    entries = (lengths * width)[:, None]
-    taken = torch.ops.fbgemm.permute_2D_sparse_data(rows, entries, values.flatten(), None, None)[1]
+    entries = lengths * width if width != 1 else lengths
+    taken = torch.ops.fbgemm.permute_1D_sparse_data(rows, entries, values.flatten(), None, None)[1]
     return taken.view(-1, *values.shape[1:])
 
 

@@ -56,8 +56,12 @@ class Column:
 
 
 def _filled(array: pa.Array) -> pa.Array:
-    absent = float("nan") if pa.types.is_floating(array.type) else ABSENT
-    return pc.fill_null(array, pa.scalar(absent, type=array.type))
+    """The values with those that are null as -1 or NaN; several times quicker than `fill_null`."""
+    validity, data = array.buffers()
+    there = np.unpackbits(np.frombuffer(validity, np.uint8), count=array.offset + len(array), bitorder="little")
+    values = np.frombuffer(data, array.type.to_pandas_dtype())[array.offset : array.offset + len(array)]
+    absent = np.nan if values.dtype.kind == "f" else ABSENT
+    return pa.array(np.where(there[array.offset :].view(bool), values, values.dtype.type(absent)))
 
 
 def _inside(array: pa.ListArray) -> tuple[np.ndarray, pa.Array]:

@@ -1,14 +1,14 @@
 """What a log holds, per surface and day, and everything that is wrong with it.
 
-Every file is read once, row group by row group. Memory is one row group and 8 bytes for each request of a surface
-(request ids, to find those that are there twice).
+Every file is read once, row group by row group. Memory is one row group, 8 bytes for each request of a surface
+(request ids, to find those that are there twice), and a sample of its candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.check import column_faults, table_faults
 from pipeline.data.columns import one_array
+from pipeline.data.giveaways import Giveaway, Sample
 from pipeline.data.logs import Dataset, LogFile, arrow_schema, check_file
 from pipeline.data.rowgroups import open_parquet, read_row_group
 from pipeline.errors import DataError
@@ -94,11 +95,13 @@ class Inspection:
         schema: of the log.
         tallies: by surface and day.
         faults: everything that is wrong.
+        giveaways: features that look as if they were made from an outcome; not wrong by themselves.
     """
 
     schema: DatasetSchema
     tallies: dict[tuple[str, str], Tally]
     faults: tuple[DataError, ...]
+    giveaways: tuple[Giveaway, ...]
 
     def of_surface(self, surface: str) -> Tally:
         """All days of a surface."""
@@ -118,7 +121,7 @@ class Inspection:
         faults = [
             {"problem": f.problem, "file": f.file, "row_group": f.row_group, "column": f.column} for f in self.faults
         ]
-        return {"surfaces": surfaces, "faults": faults}
+        return {"surfaces": surfaces, "faults": faults, "giveaways": [asdict(g) for g in self.giveaways]}
 
 
 def inspect(root: str | Path) -> Inspection:
@@ -130,14 +133,16 @@ def inspect(root: str | Path) -> Inspection:
     dataset = Dataset.open(root, check_files=False)
     tallies: dict[tuple[str, str], Tally] = {}
     faults: list[DataError] = []
+    giveaways: list[Giveaway] = []
     for surface in dataset.schema.surfaces:
         ids: list[np.ndarray] = []
+        sample = Sample()
         for partition in dataset.partitions(surface):
             tally = Tally()
             for file in partition.files:
                 try:
                     check_file(dataset.root, file)
-                    found, wrong, own = _inspect_file(dataset, surface, file)
+                    found, wrong, own = _inspect_file(dataset, surface, file, sample)
                 except DataError as fault:
                     faults.append(fault)
                     continue
@@ -146,10 +151,13 @@ def inspect(root: str | Path) -> Inspection:
                 ids += own
             tallies[surface, partition.date] = tally
         faults += _twice(surface, ids, dataset)
-    return Inspection(schema=dataset.schema, tallies=tallies, faults=tuple(faults))
+        giveaways += sample.giveaways(dataset.schema, surface)
+    return Inspection(schema=dataset.schema, tallies=tallies, faults=tuple(faults), giveaways=tuple(giveaways))
 
 
-def _inspect_file(dataset: Dataset, surface: str, file: LogFile) -> tuple[Tally, list[DataError], list[np.ndarray]]:
+def _inspect_file(
+    dataset: Dataset, surface: str, file: LogFile, sample: Sample
+) -> tuple[Tally, list[DataError], list[np.ndarray]]:
     """Counts, faults, and request ids of a file."""
     expected = arrow_schema(dataset.schema, surface)
     tally, ids, impressions = Tally(), [], 0
@@ -175,6 +183,7 @@ def _inspect_file(dataset: Dataset, surface: str, file: LogFile) -> tuple[Tally,
             wrong = list(table_faults(table, dataset.schema, surface, file=file.path, row_group=group))
             if not wrong and not unknown:
                 tally += _tally(table, dataset.schema, surface)
+                sample.add(table, dataset.schema, surface)
                 ids.append(table[REQUEST_ID].to_numpy())
                 wrong += _out_of_order(table, last_ms, file.path, group)
                 last_ms = table[TIMESTAMP_MS][-1].as_py() if rows else last_ms
