@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
@@ -173,7 +173,8 @@ def bands(
             if log:
                 axis.set(**{f"{name}scale": "log"})
                 ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
-                ticks.set_minor_formatter(NullFormatter())
+                # Over a decade or two the powers of ten alone would say too little.
+                ticks.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         if any(isinstance(value, str) for band in lines.values() for value in band.x):
             axis.tick_params(axis="x", labelrotation=45)
     figure.supxlabel(x, fontsize=9)
