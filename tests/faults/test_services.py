@@ -68,11 +68,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
     made.server_close()
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return work.log(tmp_path_factory.mktemp("log") / "log")
-
-
 @pytest.mark.parametrize("server", ["fails", "hangs", "dies", "babbles"], indirect=True)
 def test_training_ends_and_all_records_arrive_later(
     server: str, log: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -168,6 +168,8 @@ class Campaign:
             blow = blows[number] if number < len(blows) else None
             if blow is not None and blow.victim >= ranks[number]:
                 blow = replace(blow, victim=0)
+            if blow is not None and blow.how == "stop" and ranks[number] == 1:
+                blow = replace(blow, how="kill_one")  # a rank that stops alone has no peers to notice it
 
             def rank(i: int, attempt: Path = attempt, blow: Blow | None = blow) -> Any:
                 return work.train(i, self.data, folder, attempt, self.home, blow)

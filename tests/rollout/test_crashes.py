@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.rollout.registry import Registry
 from tests.rollout.crashes import act, die
-from tests.rollout.models import TAGS, evidence, log_model, promote
+from tests.rollout.models import TAGS, evidence, promote
 
 # Writes of a change: its intent, its aliases (previous, champion, what is freed), its record, the intent's end.
 WRITES = {"promote": 6, "rollback": 5}
@@ -26,19 +26,6 @@ def processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlflow", "mlflow.store.model_registry.sqlalchemy_store", "tests.rollout.crashes"])
     return context
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("crashes")
-
-
-@pytest.fixture(scope="module")
-def model_uri(root: Path) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("RANK", raising=False)
-        return log_model(root)
 
 
 @pytest.mark.parametrize(

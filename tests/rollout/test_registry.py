@@ -14,20 +14,7 @@ from pipeline.errors import RegistryError
 from pipeline.rollout import audit, changes
 from pipeline.rollout.registry import Registry
 from tests.rollout.crashes import each_call
-from tests.rollout.models import TAGS, evidence, log_model, promote
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("registry")
-
-
-@pytest.fixture(scope="module")
-def model_uri(root: Path) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("RANK", raising=False)
-        return log_model(root)
+from tests.rollout.models import TAGS, evidence, promote
 
 
 @pytest.fixture

@@ -33,9 +33,13 @@ def test_a_copy_is_the_same_artifact(artifact: Callable[[str, str], ArtifactInfo
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "signature.json", "parity.json", "config.json", "metrics.json"])
-def test_one_changed_byte(copy: Path, name: str) -> None:
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_one_changed_or_missing_byte(copy: Path, name: str, damage: str) -> None:
     content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    else:
+        del content[-1]
     (copy / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=f"{name} is not what was exported: its checksum differs"):
         Scorer.open(copy)

@@ -28,7 +28,7 @@ from pipeline.train.checkpoint.shards import Reader
 from pipeline.train.checkpoint.shelf import Shelf, checkpoints
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
-from tests.data.logs import rewrite, write_log
+from tests.data.logs import rewrite
 from tests.train.runs import parameters, tiny_config, train
 
 STEPS = CheckpointConfig(steps=1, keep_newest=99)
@@ -38,13 +38,6 @@ def config(**changes: Any) -> Any:
     """A run with dropout, so that what is random within a step counts too."""
     tiny = tiny_config(checkpoint=STEPS)
     return replace(tiny, model=replace(tiny.model, dropout=0.1), **changes)
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("log") / "data"
-    write_log(root, {"hf": 60, "sr": 30, "rp": 12})
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,9 @@ from pipeline.train.gates import GateWatch
 from pipeline.train.observe import NonFiniteLossError, SeenStep, gradient_norm, rates_of, unique_share
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
-from tests.data.logs import write_log
 from tests.train.runs import Recorder, tiny_config
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("log") / "data"
-    write_log(root, {"hf": 60, "sr": 30, "rp": 12})
-    return root
 
 
 def test_the_clock_is_in_one_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

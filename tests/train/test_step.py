@@ -11,15 +11,7 @@ import pytest
 from pipeline.config import ComputeConfig
 from pipeline.errors import ConfigError
 from pipeline.job import precision
-from tests.data.logs import write_log
 from tests.train.runs import parameters, predictions, tiny_config, train
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("log") / "data"
-    write_log(root, {"hf": 60, "sr": 30, "rp": 12})
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,6 @@ from tests.data.logs import rewrite, write_log
 from tests.train.runs import Recorder, tiny_config, train
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("log") / "data"
-    write_log(root, {"hf": 60, "sr": 30, "rp": 12})
-    return root
-
-
 def build(root: Path, folder: Path, **changes: Any) -> None:
     with joined() as ranks:
         Trainer(tiny_config(**changes), Dataset.open(root), ranks, folder)
