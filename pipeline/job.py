@@ -43,6 +43,7 @@ from pipeline.train.trainer import Trainer
 CONFIG = "config.json"
 METRICS = "metrics.json"
 STATUS = "status.json"
+TORCHX_JOB = "TORCHX_JOB_ID"
 # A rank that hangs writes its stacks this much before the others give up waiting for it.
 COLLECTIVE_MARGIN_S = 60.0
 # How long a job waits for the one before it to leave its folder: as long as ranks may take that were told to leave.
@@ -308,6 +309,8 @@ def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
         "world_size": str(ranks.world_size),
         "device": ranks.device.type,
         "code": code_version(),
+        # The handle of TorchX's job, for `torchx status` and `torchx log`.
+        **({"torchx_job": os.environ[TORCHX_JOB]} if TORCHX_JOB in os.environ else {}),
     }
 
 
