@@ -76,8 +76,11 @@ class Ranks:
 
     def apart(self) -> Ranks:
         """The same ranks with a host group of their own, for a thread beside training; every rank calls this."""
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=APART_TIMEOUT_S))
-        return replace(self, host_group=cast(dist.ProcessGroup, group))
+        # A peer that stopped must be noticed here as soon as in a step; only later may one take its time.
+        patience: timedelta = self.host_group._get_backend(torch.device("cpu")).options._timeout
+        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=patience))
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=APART_TIMEOUT_S), group)
+        return replace(self, host_group=group)
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -18,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.train.constraints import TableLoad, table_constraints
 from pipeline.train.optimizers import build_optimizer
 from pipeline.train.pipelining import build_pipeline, sharded_modules
-from pipeline.train.sharding import describe_plan, joined, shard
+from pipeline.train.sharding import APART_TIMEOUT_S, describe_plan, joined, shard
 from pipeline.train.tables import fill_tables
 
 META = torch.device("meta")
@@ -214,3 +216,22 @@ def test_more_local_ranks_than_gpus_are_refused_before_anything_waits(monkeypatc
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="local rank 2 has no GPU: this host has 2"), joined():
         pass
+
+
+def test_a_group_apart_is_joined_in_the_time_of_a_step_and_waits_longer_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rank that stops while groups are made must not hold up the others for an hour."""
+    joining: list[timedelta] = []
+    real = dist.new_group
+
+    def new_group(**options: Any) -> Any:
+        joining.append(options["timeout"])
+        return real(**options)
+
+    monkeypatch.setattr(dist, "new_group", new_group)
+    with joined(timeout_s=7) as ranks:
+        apart = ranks.apart().host_group
+        assert joining == [timedelta(seconds=7)]
+        found = [group._get_backend(torch.device("cpu")).options._timeout for group in (ranks.host_group, apart)]
+        assert found == [timedelta(seconds=7), timedelta(seconds=APART_TIMEOUT_S)]
