@@ -113,7 +113,7 @@ def joined(*, timeout_s: float = 1800) -> Iterator[Ranks]:
     if world_size > 1:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     world = cast(dist.ProcessGroup, dist.group.WORLD)
     host_group = (
         world if backend == "gloo" else cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout))

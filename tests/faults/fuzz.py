@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import math
 import os
 import random
 import signal
@@ -156,7 +157,7 @@ def main() -> int:
         table = Table("target", "cases", "seconds", "defects", title="fuzzing")
         for target in targets.values():
             began = time.monotonic()
-            cases = max(1, round(args.cases * target.share / whole))
+            cases = math.ceil(args.cases * target.share / whole)
             ran, defects, found, often = campaign(target, cases, args.seed)
             seconds = time.monotonic() - began
             table.add_row(target.name, str(ran), f"{seconds:.0f}", str(defects), style="red" if defects else None)
