@@ -97,25 +97,27 @@ class Trend:
         return self.allowed is not None and (self.high if self.shown else self.low) > self.allowed
 
 
-def soak(folder: Path, minutes: float, every: int) -> list[Sample]:
-    """Train for so many minutes; a sample after every so many steps."""
+# No step for so long is a hang: a machine may be frozen for minutes while others measure.
+TIMEOUT_S = 3600.0
+
+
+def soak(folder: Path, minutes: float, every: int, out: Path) -> None:
+    """Train for so many minutes; a sample after every so many steps goes to a file, as a line of JSON."""
     os.environ |= {"TREFOIL_HOME": str(folder / "home"), "MLFLOW_TRACKING_URI": ""}
     tiny = work.recipe()
-    config = replace(tiny, epochs=1_000_000, checkpoint=CheckpointConfig(steps=8, keep_newest=2), timeout_s=300.0)
+    config = replace(tiny, epochs=1_000_000, checkpoint=CheckpointConfig(steps=8, keep_newest=2), timeout_s=TIMEOUT_S)
     dataset = Dataset.open(work.log(folder / "log"))
-    samples: list[Sample] = []
     with (
         member(config, folder / "run") as (ranks, supervision),
         start_tracker(config, dataset, folder / "run", ranks) as tracker,
     ):
         reporter = ConsoleReporter(Console(file=io.StringIO()), tracker)
         trainer = Trainer(config, dataset, ranks, folder / "run" / "checkpoints", reporter, supervision)
-        _watch(trainer, samples, time.monotonic() + 60 * minutes, every)
+        _watch(trainer, out, time.monotonic() + 60 * minutes, every)
         trainer.train()
-    return samples
 
 
-def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> None:
+def _watch(trainer: Trainer, out: Path, end: float, every: int) -> None:
     steps, start, process = trainer.steps, time.monotonic(), psutil.Process()
     times: list[float] = []
     done, spent = 0, time.process_time()
@@ -128,18 +130,18 @@ def _watch(trainer: Trainer, samples: list[Sample], end: float, every: int) -> N
             yield outputs
             done += 1
             if done % every == 0:
-                samples.append(
-                    Sample(
-                        step=done,
-                        seconds=time.monotonic() - start,
-                        heap_mib=heap_bytes() / 2**20,
-                        resident_mib=_own_memory(process) / 2**20,
-                        handles=process.num_fds(),
-                        threads=process.num_threads(),
-                        step_ms=1000 * float(np.median(times)),
-                        processor_ms=1000 * (time.process_time() - spent) / every,
-                    )
+                sample = Sample(
+                    step=done,
+                    seconds=time.monotonic() - start,
+                    heap_mib=heap_bytes() / 2**20,
+                    resident_mib=_own_memory(process) / 2**20,
+                    handles=process.num_fds(),
+                    threads=process.num_threads(),
+                    step_ms=1000 * float(np.median(times)),
+                    processor_ms=1000 * (time.process_time() - spent) / every,
                 )
+                with out.open("a") as file:
+                    file.write(json.dumps(vars(sample)) + "\n")
                 times.clear()
                 spent = time.process_time()
                 # What was printed is kept by nobody.
@@ -221,15 +223,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=int, default=50, help="steps between two samples")
-    parser.add_argument("--out", type=Path, help="file for all samples")
+    parser.add_argument("--out", type=Path, help="file for all samples, a line of JSON each; anew")
+    parser.add_argument("--read", type=Path, help="show such a file, of a soak that goes on or was cut short")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="trefoil-soak-") as folder:
-        samples = soak(Path(folder), args.minutes, args.every)
+        path = args.read or args.out or Path(folder) / "samples.jsonl"
+        if args.read is None:
+            path.unlink(missing_ok=True)
+            soak(Path(folder), args.minutes, args.every, path)
+        samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
     if len(samples) < 3 * STRETCHES:
         raise SystemExit(f"only {len(samples)} samples were taken; give more --minutes or a smaller --every")
-    if args.out:
-        args.out.write_text(json.dumps([vars(s) for s in samples], indent=1))
     found = trends(samples)
     show(samples, found)
     grown = [name for name, trend in found.items() if trend.grows]
