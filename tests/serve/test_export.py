@@ -14,11 +14,11 @@ import torch
 from torch.export import ExportedProgram
 
 from components.names import surface_of
-from pipeline.config import ConfigError, ModelConfig
+from pipeline.config import ModelConfig
 from pipeline.data.assemble import assemble_inputs
 from pipeline.data.block import RequestBlock
 from pipeline.data.logs import Dataset
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.serve import export as exporting
 from pipeline.serve import parity
 from pipeline.serve.artifact import ArtifactInfo
