@@ -16,7 +16,9 @@ import pytest
 
 from pipeline.tracking import Tracker, connect, sync
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+# Ten seconds on an idle machine.
+START_S = 240
 
 
 class Server:
@@ -34,22 +36,23 @@ class Server:
         command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}"]
         command += ["--artifacts-destination", str(self.root / "artifacts")]
         environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.root,
-            start_new_session=True,
-            env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
+        with (self.root / "server.log").open("a") as said:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                start_new_session=True,
+                env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=said,
+                stderr=said,
+            )
+        deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        raise AssertionError("the server did not come up")
+        raise AssertionError("the server did not come up: " + (self.root / "server.log").read_text()[-2000:])
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
