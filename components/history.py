@@ -101,6 +101,17 @@ class EventEmbedding(nn.Module):
         return F.linear(concat(parts), torch.cat(weights, dim=1), self.project.bias)
 
 
+class FeedForward(nn.Sequential):
+    """[*, D] to [*, D] through a hidden layer of 4 D.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
 class EncoderLayer(nn.Module):
     """Pre-norm self-attention and feed-forward, [H, D] to [H, D].
 
@@ -118,7 +129,7 @@ class EncoderLayer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm_feed = nn.LayerNorm(width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.feed = FeedForward(width=width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_HD: Tensor, rows: JaggedRows, visible: Tensor | None) -> Tensor:

@@ -129,7 +129,7 @@ class ComputeConfig:
     bf16: bool = False
     """Train the dense part under bfloat16 autocast; weights, losses, tables and scoring stay float32."""
     compile: bool = False
-    """Compile the dense part (torch.compile)."""
+    """Compile the crossing, deep and feed-forward blocks (torch.compile)."""
     micro_batches: int = 1
     """Send a batch through the dense part in so many pieces, keeping the activations of one at a time: the same step
     as in one piece, for one more forward pass. Tables are looked up and learn once a batch."""

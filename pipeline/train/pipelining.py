@@ -13,11 +13,12 @@ from torchrec.distributed.train_pipeline import (
     TrainPipelineBase,
     TrainPipelineSparseDist,
 )
-from torchrec.distributed.types import LazyAwaitable, ShardedModule
+from torchrec.distributed.types import ShardedModule
 
-from components.embeddings import Embedded
-from components.engagement_model import EngagementBody, ModelOutputs
-from components.inputs import ModelInputs
+from components.cross import CrossProjection, DCNv2
+from components.engagement_model import EngagementBody
+from components.history import FeedForward
+from components.mlp import SplitMLP
 from pipeline.config import ShardingConfig
 from pipeline.errors import ConfigError
 
@@ -60,20 +61,24 @@ def build_pipeline(
     return (_WholePrefetch if config.prefetch else _Whole)(model, optimizer, device)
 
 
-def compile_body(body: EngagementBody) -> None:
-    """Let torch.compile translate the dense part at its first call, for any number of rows.
+# The dense part's large blocks that eat tensors alone. What lies between them, jagged rows, breaks a graph apart and
+# would be translated over and over.
+_COMPILED = (CrossProjection, DCNv2, FeedForward, SplitMLP)
 
-    Its forward method, not the module's call, whose hooks tell the clock; and after waiting for the tables' rows, which
-    sharded collections promise and give at the first touch.
+
+def compile_blocks(body: EngagementBody) -> list[str]:
+    """Let torch.compile translate crossing, deep and feed-forward blocks at their first call, for any number of rows.
+
+    Returns:
+        Their names in `body`.
     """
-    forward: Any = torch.compile(body.forward, dynamic=True)
-
-    def compiled(embedded: Embedded, inputs: ModelInputs) -> ModelOutputs:
-        arrived = (part.wait() if isinstance(part, LazyAwaitable) else part for part in embedded)
-        outputs: ModelOutputs = forward(Embedded(*arrived), inputs)
-        return outputs
-
-    body.forward = compiled  # type: ignore[method-assign]
+    names: list[str] = []
+    for name, module in body.named_modules():
+        # A block within one that is compiled is part of it.
+        if isinstance(module, _COMPILED) and not any(name.startswith(f"{n}.") for n in names):
+            module.compile(dynamic=True)
+            names.append(name)
+    return names
 
 
 def sharded_modules(model: torch.nn.Module) -> dict[str, ShardedModule[Any, Any, Any, Any]]:

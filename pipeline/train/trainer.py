@@ -25,7 +25,7 @@ from pipeline.train.days import DaySplit, Lesson, split_days
 from pipeline.train.model_plan import model_plan
 from pipeline.train.observe import StepWindow, profiled
 from pipeline.train.optimizers import build_optimizer
-from pipeline.train.pipelining import compile_body
+from pipeline.train.pipelining import compile_blocks
 from pipeline.train.recalibrate import LogitCollector, recalibrate
 from pipeline.train.sharding import Ranks, shard
 from pipeline.train.step import Step, waiting
@@ -141,7 +141,7 @@ class Trainer:
         body: EngagementBody = task.model.body
         body.micro_batches = compute.micro_batches
         if compute.compile:
-            compile_body(body)
+            compile_blocks(body)
         requests = -(-self.config.loader.requests_per_batch // self.ranks.world_size)
         model = shard(
             task,

@@ -27,9 +27,10 @@ from pipeline.data.loader import Loader
 from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError, DataError, SchemaError
 from pipeline.recipes import SHIPPED, find
-from pipeline.train.build import build_model
+from pipeline.train.build import build_body, build_model
 from pipeline.train.days import split_days
 from pipeline.train.model_plan import ModelPlan, model_plan
+from pipeline.train.pipelining import compile_blocks
 from tests.data.logs import write_log
 from tests.train.runs import tiny_config
 
@@ -228,3 +229,10 @@ def test_managed_collision_still_cannot_be_trained_and_resumed_here() -> None:
     module({"item": JaggedTensor(values=torch.tensor([70, 71]), lengths=torch.ones(2, dtype=torch.int64))})
     assert module._current_history_buffer_offset == 2
     assert not [name for name in module.state_dict() if "history" in name]
+
+
+def test_blocks_that_eat_tensors_alone_are_compiled_and_keep_their_names(dataset: Dataset) -> None:
+    plan = plan_of(dataset)
+    body = build_body(plan)
+    assert compile_blocks(body) == ["history.encoder.layers.0.feed", "history.projection", "trunk.cross", "trunk.deep"]
+    assert list(body.state_dict()) == list(build_body(plan).state_dict())

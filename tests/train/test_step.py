@@ -45,7 +45,7 @@ def test_tf32_changes_nothing_on_cpu_and_says_so(log: Path, usual: dict[str, Any
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # translating takes a minute, or several where others compute
+@pytest.mark.timeout(600)  # translating takes half a minute, or several where others compute
 def test_a_compiled_dense_part_trains_like_an_eager_one(log: Path, usual: dict[str, Any], tmp_path: Path) -> None:
     found = train(tiny_config(compute=ComputeConfig(compile=True)), log, tmp_path)
     np.testing.assert_allclose(found["losses"], usual["losses"], rtol=1e-3)
