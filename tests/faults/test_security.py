@@ -79,10 +79,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound program of a small model."""
     from pipeline.serve.export import example_tensors
     from pipeline.serve.program import export_program, save_program
-    from tests.faults.targets import _served, _signature
+    from tests.faults.targets.serving import served_model, small_signature
 
     path = tmp_path_factory.mktemp("program") / "model.pt2"
-    save_program(export_program(_served()[1], example_tensors(_signature())), path)
+    save_program(export_program(served_model()[1], example_tensors(small_signature())), path)
     vet_program(path)
     return path
 

@@ -41,7 +41,7 @@ def artifact_signature(folder: Path) -> Target:
     from pipeline.serve.signature import read_signature, signature_to_json
 
     folder.mkdir(parents=True)
-    seed = signature_to_json(_signature())
+    seed = signature_to_json(small_signature())
 
     def run(data: bytes) -> None:
         (folder / "signature.json").write_bytes(data)
@@ -55,7 +55,8 @@ def artifact_signature(folder: Path) -> Target:
     return Target(name="artifact_signature", seeds=(seed,), damage=damage_json, run=run, share=0.05)
 
 
-def _served(surface: str = "hf") -> Any:
+def served_model(surface: str = "hf") -> Any:
+    """The plan and the serving model of a surface, untrained."""
     import torch
 
     from pipeline.serve.export import serving_model
@@ -66,11 +67,12 @@ def _served(surface: str = "hf") -> Any:
     return plan, serving_model(plan, build_task(plan, table_device=torch.device("cpu")).model, "fp32")
 
 
-def _signature() -> Any:
+def small_signature() -> Any:
+    """The signature of its artifact."""
     from pipeline.serve.export import example_tensors, signature_of
     from pipeline.serve.program import input_specs
 
-    plan, served = _served()
+    plan, served = served_model()
     signature = signature_of(plan, served, "hf", 6)
     return replace(signature, inputs=input_specs(example_tensors(signature)))
 
@@ -121,8 +123,8 @@ def program(folder: Path) -> Target:
     from pipeline.serve.vetting import vet_program
 
     folder.mkdir(parents=True)
-    _, served = _served()
-    save_program(export_program(served, example_tensors(_signature())), folder / "model.pt2")
+    _, served = served_model()
+    save_program(export_program(served, example_tensors(small_signature())), folder / "model.pt2")
     with zipfile.ZipFile(folder / "model.pt2") as archive:
         parts = {n: archive.read(n) for n in archive.namelist()}
     graph = next(n for n in parts if n.endswith("models/model.json"))
@@ -157,8 +159,8 @@ def scorer_rows(folder: Path) -> Target:
     from pipeline.serve.scorer import Scorer
 
     folder.mkdir(parents=True)
-    _, served = _served()
-    signature = _signature()
+    _, served = served_model()
+    signature = small_signature()
 
     class Eager:
         device = torch.device("cpu")
