@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,7 +132,7 @@ def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision
     with (
         Supervision(stacks, config.timeout_s) as supervision,
         # Ranks that wait for a hung one must outlive the watch, so that it can write their stacks too.
-        joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S) as ranks,
+        _watched(supervision, joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S)) as ranks,
         _alone(folder, ranks, patience_s=min(FOLDER_PATIENCE_S, config.timeout_s)),
     ):
         if ranks.is_first:
@@ -144,6 +144,15 @@ def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision
         except BaseException as error:
             write_status(folder, ranks, "failed", error=without_passwords(error).splitlines()[:1])
             raise
+
+
+@contextmanager
+def _watched(supervision: Supervision, joining: AbstractContextManager[Ranks]) -> Iterator[Ranks]:
+    """The ranks, joined under watch: if the first stops before, the others would wait in its store for ever."""
+    supervision.beat()
+    with joining as ranks:
+        supervision.rest()
+        yield ranks
 
 
 @contextmanager
