@@ -185,6 +185,9 @@ def variants() -> dict[str, ModelConfig]:
             mixture=replace(base.mixture, kind="ple"),
             towers="residual",
         ),
+        "attention that projects queries": replace(
+            base, history=replace(base.history, kind="attention", few_candidates=True)
+        ),
         "DIN, STAR": replace(
             base,
             history=replace(base.history, kind="din"),
