@@ -46,6 +46,9 @@ from pipeline.tracking.store import URI_VARIABLE
 from pipeline.train.sharding import joined
 from pipeline.train.trainer import Trainer
 
+# Most seconds until a server answers: ten on an idle machine.
+START_S = 240
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -62,7 +65,10 @@ class Settings:
 
 
 class Server:
-    """A real `mlflow server` on loopback, on a store that is made once."""
+    """A real `mlflow server` on a free port of loopback, on a sqlite store under `root` that is made once.
+
+    It can be killed and started again at the same address; what it says is in `root/server.log`.
+    """
 
     def __init__(self, root: Path) -> None:
         with socket.socket() as free:
@@ -72,22 +78,35 @@ class Server:
         connect(root, uri=f"sqlite:///{root / 'mlflow.db'}")
 
     def start(self) -> None:
+        """Start it, and wait until it answers.
+
+        Raises:
+            RuntimeError: it did not come up.
+        """
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}"]
-        environment = {k: v for k, v in os.environ.items() if k != URI_VARIABLE}
-        quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            command, cwd=self.root, start_new_session=True, env=environment, stdout=quiet, stderr=quiet
-        )
-        for _ in range(600):
+        command += ["--artifacts-destination", str(self.root / "artifacts")]
+        environment = {name: value for name, value in os.environ.items() if name != URI_VARIABLE}
+        with (self.root / "server.log").open("a") as said:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.root,
+                start_new_session=True,
+                env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=said,
+                stderr=said,
+            )
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
-        raise RuntimeError("the server did not come up")
+        raise RuntimeError("the server did not come up: " + (self.root / "server.log").read_text()[-2000:])
 
     def kill(self) -> None:
+        """Kill it and all its workers; nothing where it has ended."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

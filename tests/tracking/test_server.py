@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from benchmarks.overhead import Server
 from pipeline.tracking import Tracker, connect, sync
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-# Ten seconds on an idle machine.
-START_S = 240
-
-
-class Server:
-    """`mlflow server` on a free port of this machine, with a sqlite store under `root`."""
-
-    def __init__(self, root: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.root, self.uri = root, f"http://127.0.0.1:{self.port}"
-        connect(root, uri=f"sqlite:///{root / 'mlflow.db'}")
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.root / "artifacts")]
-        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        with (self.root / "server.log").open("a") as said:
-            self.process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                start_new_session=True,
-                env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-                stdout=said,
-                stderr=said,
-            )
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=10):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        raise AssertionError("the server did not come up: " + (self.root / "server.log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 def test_a_server_killed_in_mid_run_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
