@@ -84,7 +84,7 @@ slurm: setup ## two-node Slurm on this machine: TorchX jobs, a node that dies, a
 
 spark: setup ## ingest on Spark writes what the embedded engine writes (a JVM must be there)
 	@command -v java >/dev/null || { echo "Spark runs on Java, and there is none: apt-get install default-jre-headless"; exit 1; }
-	$(PIP) install --quiet $(PIP_ARGS) -r requirements/spark.txt
+	$(PIP) install --quiet $(PIP_ARGS) $(subst --only-binary=:all:,,$(call pins,requirements/spark.txt))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/data/test_ingest_spark.py $(PYTEST_ARGS)
 
 demo: setup ## simulated logs to a trained, exported and registered model, through TorchX on two ranks
