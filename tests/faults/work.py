@@ -18,6 +18,7 @@ from pipeline import job
 from pipeline.config import CheckpointConfig, DaysConfig, HistoryConfig, LoaderConfig, RunConfig
 from pipeline.data import rowgroups
 from pipeline.data.logs import Dataset
+from pipeline.job import membership
 from pipeline.rollout.registry import Registry
 from pipeline.serve.artifact import open_artifact
 from pipeline.serve.export import export
@@ -62,7 +63,7 @@ def train(rank: int, data: Path, folder: Path, attempt: Path, home: Path, blow: 
     striker = Striker(blow if blow is not None and blow.victim == rank else None, attempt)
     striker.begin()
     os.environ["TREFOIL_HOME"] = str(home)
-    job.COLLECTIVE_MARGIN_S = MARGIN_S
+    membership.COLLECTIVE_MARGIN_S = MARGIN_S
     record = (attempt / f"steps-{rank}.jsonl").open("a", buffering=1)
     _plant(striker, record)
     console = Console(file=(attempt / "console.txt").open("a") if rank == 0 else io.StringIO(), width=200)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import job
+from pipeline.job import membership
 from tests.train.runs import tiny_config
 
 RANK = """
@@ -67,14 +68,14 @@ def wait_until(what: Callable[[], bool], timeout_s: float = 60) -> None:
 def test_ranks_join_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the first rank stops while they do, the others wait in its store, which has no time-out of its own."""
     said: list[str] = []
-    real = job.joined
+    real = membership.joined
 
     def joined(*, timeout_s: float) -> Any:
         said.append("joining")
         return real(timeout_s=timeout_s)
 
-    monkeypatch.setattr(job, "joined", joined)
-    monkeypatch.setattr(job.Supervision, "beat", lambda _: said.append("watched"))
-    monkeypatch.setattr(job.Supervision, "rest", lambda _: said.append("joined"))
+    monkeypatch.setattr(membership, "joined", joined)
+    monkeypatch.setattr(membership.Supervision, "beat", lambda _: said.append("watched"))
+    monkeypatch.setattr(membership.Supervision, "rest", lambda _: said.append("joined"))
     with job.member(tiny_config(), tmp_path):
         assert said == ["joining", "watched", "joined"]

@@ -1,0 +1,58 @@
+"""Scores of the validation and test days, beside the baselines: on the console, in files and in MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.evaluate import figures
+from pipeline.evaluate.compare import Comparison
+from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.report import MODEL, as_dict, print_report
+from pipeline.tracking import Tracker, metric_name
+from pipeline.train.judge import PredictionCollector, gather, judge
+from pipeline.train.trainer import Trainer
+
+METRICS = "metrics.json"
+
+
+def judge_days(trainer: Trainer, folder: Path, console: Console, tracker: Tracker) -> Comparison | None:
+    """Score validation and test days on all ranks; the first compares and reports."""
+    comparison = None
+    for split, days in (("val", trainer.days.validation), ("test", trainer.days.test)):
+        if not days:
+            continue
+        collector = PredictionCollector(trainer.config.surfaces, trainer.config.tasks)
+        trainer.predict(days, collector.add)
+        if trainer.stopped:
+            return None
+        predictions = gather(collector, folder / "predictions" / f"{split}.parquet", trainer.ranks, trainer.dataset)
+        if predictions is not None:
+            comparison = _report(trainer, split, predictions, folder, console, tracker)
+    return comparison
+
+
+def _report(
+    trainer: Trainer, split: str, predictions: Predictions, folder: Path, console: Console, tracker: Tracker
+) -> Comparison:
+    comparison = judge(predictions, trainer.dataset, trainer.days.train, resamples=trainer.config.bootstrap_resamples)
+    values = {
+        metric_name(surface, task, metric, split=split): estimate.value
+        for surface, tasks in comparison.scores[MODEL].items()
+        for task, score in tasks.items()
+        for metric, estimate in score.estimates.items()
+        if estimate.value is not None
+    }
+    tracker.log_metrics(values, step=trainer.total_steps)
+    path = folder / f"{split}_{METRICS}"
+    path.write_text(json.dumps({"days": predictions.dates, **as_dict(comparison)}, indent=1) + "\n")
+    tracker.log_artifact(path)
+    for task in trainer.config.tasks:
+        tracker.log_figure(figures.reliability({MODEL: predictions}, task=task), f"{split}_{task}_reliability.png")
+        tracker.log_figure(figures.roc({MODEL: predictions}, task=task), f"{split}_{task}_roc.png")
+    if split == "test":
+        console.print(f"\nTest days {', '.join(predictions.dates)}:")
+        print_report(comparison, console=console)
+    return comparison

@@ -1,0 +1,71 @@
+"""What MLflow knows of a run before its first step: tags, parameters, data set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.config import RunConfig, default_home, flat_config
+from pipeline.data.logs import Dataset
+from pipeline.tracking import Tracker
+from pipeline.train.sharding import Ranks
+
+TORCHX_JOB = "TORCHX_JOB_ID"
+
+
+def experiment_of(config: RunConfig) -> str:
+    """MLflow's experiment of a recipe's runs."""
+    return f"trefoil/{config.name}"
+
+
+def start_tracker(
+    config: RunConfig,
+    dataset: Dataset,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    tags: Mapping[str, str] | None = None,
+    parent: str | None = None,
+) -> Tracker:
+    """The record of a run, with further tags and a parent if given; only the first rank's goes anywhere."""
+    tracker = Tracker.start(
+        folder.name,
+        run_dir=folder,
+        root=default_home(),
+        experiment=experiment_of(config),
+        tags={**(tags or {}), **_tags(config, dataset, ranks), "run_dir": str(folder.absolute())},
+        params=flat_config(config),
+        parent=parent,
+        rank=ranks.rank,
+    )
+    root = dataset.root.absolute()
+    tracker.log_dataset(root.name, digest=dataset.fingerprint, source=str(root), context="training")
+    return tracker
+
+
+def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
+    return {
+        "recipe": config.name,
+        "seed": str(config.seed),
+        "surfaces": ",".join(config.surfaces),
+        "surface": config.surfaces[0] if len(config.surfaces) == 1 else "several",
+        "dataset": dataset.fingerprint,
+        "data": str(dataset.root.absolute()),
+        "world_size": str(ranks.world_size),
+        "device": ranks.device.type,
+        "code": code_version(),
+        # The handle of TorchX's job, for `torchx status` and `torchx log`.
+        **({"torchx_job": os.environ[TORCHX_JOB]} if TORCHX_JOB in os.environ else {}),
+    }
+
+
+def code_version() -> str:
+    """The commit of the code, with a mark if it was changed since; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
