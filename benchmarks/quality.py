@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from pipeline.config import DaysConfig, RunConfig, config_from_json, config_to_j
 from pipeline.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
+    from pipeline.evaluate.boosted_trees import BoostedTreesConfig
     from pipeline.evaluate.predictions import Predictions
 
 Arm = tuple[Callable[[], RunConfig], ...]
@@ -75,6 +76,8 @@ class Run:
     day: str
     data: Path
     out: Path
+    trees: BoostedTreesConfig | None = None
+    """Boosted trees with these settings, in place of a model."""
 
 
 def arms() -> dict[str, Arm]:
@@ -93,6 +96,13 @@ def arms() -> dict[str, Arm]:
     }
 
 
+def tree_settings() -> dict[str, BoostedTreesConfig]:
+    """Settings of the arms that are boosted trees."""
+    from pipeline.evaluate.boosted_trees import BoostedTreesConfig
+
+    return {BOOSTED_TREES: BoostedTreesConfig()}
+
+
 def plan(settings: Settings, data: Path) -> list[Run]:
     """Every run that the settings ask for.
 
@@ -101,7 +111,7 @@ def plan(settings: Settings, data: Path) -> list[Run]:
     """
     from pipeline.data.logs import Dataset
 
-    known = arms()
+    known, trees = arms(), tree_settings()
     days = Dataset.open(data).days
     if len(days) < settings.backtest_days + 2:
         raise ConfigError(f"{len(days)} days of log are too few for {settings.backtest_days} test days")
@@ -114,7 +124,7 @@ def plan(settings: Settings, data: Path) -> list[Run]:
                 for recipe in known[arm]:
                     config = replace(recipe(), seed=seed, days=DaysConfig(last=day, validation=1, test=1))
                     out = settings.work / arm / f"{config.name}-{day}-{seed}.parquet"
-                    runs.append(Run(arm=arm, config=config, day=day, data=data, out=out))
+                    runs.append(Run(arm=arm, config=config, day=day, data=data, out=out, trees=trees.get(arm)))
     return runs
 
 
@@ -124,8 +134,11 @@ def kept(run: Run) -> bool:
     record = run.out.with_suffix(".json")
     if not record.exists() or not run.out.exists():
         return False
-    was = json.loads(record.read_text())["config"]
-    return _learned(config_from_json(json.dumps(was).encode(), source=str(record))) == _learned(run.config)
+    held = json.loads(record.read_text())
+    if run.trees is not None and type(run.trees)(**held.get("trees", {})) != run.trees:
+        return False
+    was = config_from_json(json.dumps(held["config"]).encode(), source=str(record))
+    return _learned(was) == _learned(run.config)
 
 
 def _learned(config: RunConfig) -> dict[str, Any]:
@@ -141,19 +154,21 @@ def execute(run: Run) -> str:
     os.environ["OMP_NUM_THREADS"] = "1"
     from pipeline.evaluate.predictions import write_predictions
 
-    predictions, cost = _boost(run) if run.arm == BOOSTED_TREES else _train(run)
+    predictions, cost = _train(run) if run.trees is None else _boost(run, run.trees)
     write_predictions(run.out, predictions)
     record = {**cost, "config": json.loads(config_to_json(run.config))}
+    if run.trees is not None:
+        record["trees"] = asdict(run.trees)
     run.out.with_suffix(".json").write_text(json.dumps(record, indent=1))
     return f"{run.out.name}: {cost['seconds']:.0f} s"
 
 
-def _boost(run: Run) -> tuple[Predictions, dict[str, Any]]:
+def _boost(run: Run, trees: BoostedTreesConfig) -> tuple[Predictions, dict[str, Any]]:
     from pipeline.data.logs import Dataset
     from pipeline.train.boosted_trees import boosted_tree_predictions
 
     start, start_cpu = time.perf_counter(), time.process_time()
-    predictions, impressions = boosted_tree_predictions(run.config, Dataset.open(run.data))
+    predictions, impressions = boosted_tree_predictions(run.config, Dataset.open(run.data), trees)
     cost = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - start_cpu,

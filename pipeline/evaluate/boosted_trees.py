@@ -32,6 +32,8 @@ class BoostedTreesConfig:
     rows_in_leaf: int = 200
     feature_fraction: float = 0.5
     """Share of the columns that each tree may use."""
+    l2: float = 10.0
+    """Penalty on the squares of the leaves' values."""
     seed: int = 0
 
 
@@ -127,7 +129,7 @@ class BoostedTrees:
             "feature_fraction": config.feature_fraction,
             "bagging_fraction": 0.8,
             "bagging_freq": 1,
-            "lambda_l2": 10.0,
+            "lambda_l2": config.l2,
             "seed": config.seed,
             "deterministic": True,
             "force_row_wise": True,

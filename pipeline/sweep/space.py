@@ -48,6 +48,16 @@ class Range(BaseModel):
             return trial.suggest_int(field, self.low, self.high, log=self.log)
         return trial.suggest_float(field, self.low, self.high, log=self.log)
 
+    def stored(self, value: float) -> float | int:
+        """A value as Optuna keeps it.
+
+        Raises:
+            ValueError: it lies outside the range.
+        """
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{value} does not lie from {self.low} to {self.high}")
+        return value
+
 
 class Choices(BaseModel):
     """One of several values: numbers, words, true or false, null, or lists of them."""
@@ -59,6 +69,17 @@ class Choices(BaseModel):
         # Optuna keeps plain values only; the text of a list is as good a name as the list.
         return json.loads(trial.suggest_categorical(field, [json.dumps(c) for c in self.choices]))
 
+    def stored(self, value: Any) -> str:
+        """A value as Optuna keeps it.
+
+        Raises:
+            ValueError: it is no choice.
+        """
+        for choice in self.choices:
+            if choice == value:
+                return json.dumps(choice)
+        raise ValueError(f"{value!r} is not among {self.choices}")
+
 
 class Space(BaseModel):
     """The file, read."""
@@ -66,6 +87,25 @@ class Space(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     metric: str
     fields: Annotated[dict[str, Range | Choices], Field(min_length=1)]
+
+    def stored(self, config: RunConfig) -> dict[str, Any]:
+        """The recipe's own values of the fields, as Optuna keeps them.
+
+        Raises:
+            ConfigError: a value of the recipe is not among those that are searched.
+        """
+        found, plain = {}, json.loads(config_to_json(config))
+        for field, of in self.fields.items():
+            value = plain
+            for section in field.split("."):
+                value = value[section]
+            try:
+                found[field] = of.stored(value)
+            except ValueError as error:
+                raise ConfigError(
+                    f"the recipe itself is to be the first trial, and its {field} is not searched: {error}"
+                ) from error
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

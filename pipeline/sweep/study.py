@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
@@ -53,6 +53,7 @@ class Sweep:
         folds: of time that each trial is trained on.
         trials: to finish in all, by all workers, pruned ones included.
         folder: of the study.
+        recipe_first: the recipe's own values are the first trial, so that no search ends below where it began.
     """
 
     config: RunConfig
@@ -62,6 +63,7 @@ class Sweep:
     folds: int
     trials: int
     folder: Path
+    recipe_first: bool = False
 
     def fold_days(self, fold: int) -> DaysConfig:
         """Days of a fold: the last day is the one it validates on, and there is no test.
@@ -88,13 +90,15 @@ def work(sweep: Sweep, train: Train, say: Callable[[str], None]) -> optuna.Study
     launchers that end a job some time after its first process has ended (srun --wait) end no trial.
 
     Raises:
-        ConfigError: the folder holds another study, or the log is too short.
+        ConfigError: the folder holds another study, the log is too short, or the recipe is to be the first trial and
+            is not in the space.
     """
+    first = sweep.space.stored(sweep.config) if sweep.recipe_first else None
     sweep.fold_days(sweep.folds - 1)
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with _locked(sweep.folder / "study.lock", wait=True):
         _claim(sweep)
-        study = _open(sweep)
+        study = open_study(sweep.folder, direction=sweep.metric.direction, seed=sweep.config.seed, first=first)
         _revive(study, sweep.folder, say)
     while True:
         with _next(sweep, study) as trial:
@@ -177,22 +181,33 @@ def _try(
     say(f"trial {trial.number}: {sweep.space.metric} {mean:.5f}{best}  {values}")
 
 
-def _open(sweep: Sweep) -> optuna.Study:
+def open_study(
+    folder: Path, *, direction: Literal["minimize", "maximize"], seed: int, first: dict[str, Any] | None = None
+) -> optuna.Study:
+    """Optuna's study of a folder, made if it is not there: TPE, pruned by the median.
+
+    Args:
+        folder: holds the journal, and names the study.
+        direction: minimize or maximize.
+        seed: of the sampler.
+        first: values of the first trial of a study that has none, as Optuna keeps them.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(sweep.folder / "journal.log")))
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     known = {s.study_name: s for s in optuna.get_all_study_summaries(storage)}
-    done = known[sweep.folder.name].n_trials if sweep.folder.name in known else 0
-    return optuna.create_study(
+    done = known[folder.name].n_trials if folder.name in known else 0
+    study = optuna.create_study(
         storage=storage,
-        study_name=sweep.folder.name,
-        direction=sweep.metric.direction,
+        study_name=folder.name,
+        direction=direction,
         load_if_exists=True,
         # A worker that comes later draws other numbers; one worker alone draws the same on every machine.
-        sampler=optuna.samplers.TPESampler(
-            seed=sweep.config.seed + done, n_startup_trials=STARTUP_TRIALS, constant_liar=True
-        ),
+        sampler=optuna.samplers.TPESampler(seed=seed + done, n_startup_trials=STARTUP_TRIALS, constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
     )
+    if first is not None and not done:
+        study.enqueue_trial(first)
+    return study
 
 
 def _claim(sweep: Sweep) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import polars as pl
@@ -34,8 +35,15 @@ def tree_features(schema: DatasetSchema, config: RunConfig) -> tuple[list[str], 
     return numeric, categorical
 
 
-def boosted_tree_predictions(config: RunConfig, dataset: Dataset) -> tuple[Predictions, int]:
+def boosted_tree_predictions(
+    config: RunConfig, dataset: Dataset, settings: BoostedTreesConfig
+) -> tuple[Predictions, int]:
     """Fit on the training days, choose the number of trees on the validation days, score both held-out splits.
+
+    Args:
+        config: days, surfaces, tasks, features and seed.
+        dataset: the log.
+        settings: of the trees; the seed is the run's.
 
     Returns predictions of validation and test days, and the number of training rows.
 
@@ -57,7 +65,7 @@ def boosted_tree_predictions(config: RunConfig, dataset: Dataset) -> tuple[Predi
         return table if WEIGHT in table.columns else table.with_columns(pl.lit(1.0).alias(WEIGHT))
 
     training, validation = rows(days.train), rows(days.validation)
-    trees = BoostedTrees(numeric=numeric, categorical=categorical, config=BoostedTreesConfig(seed=config.seed))
+    trees = BoostedTrees(numeric=numeric, categorical=categorical, config=replace(settings, seed=config.seed))
     trees.fit(training, validation)
     held = pl.concat([validation, rows(days.test)]).with_columns(pl.lit(0.5).alias(f"p_{t}") for t in config.tasks)
     return trees.judge(Predictions.of(held)), training.height

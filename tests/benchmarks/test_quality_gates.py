@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from benchmarks.quality import Run, arms, kept
 from pipeline.config import config_to_json
+from pipeline.evaluate.boosted_trees import BoostedTreesConfig
 from pipeline.recipes import kuairand as recipes
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,9 @@ def test_a_kept_run_is_taken_only_for_its_own_configuration(tmp_path: Path) -> N
     record = json.loads(config_to_json(config))
     run.out.with_suffix(".json").write_text(json.dumps({"config": record}))
     assert kept(run)
+    trees = replace(run, trees=BoostedTreesConfig())
+    assert kept(trees)  # what was kept before they had settings of their own stood at the defaults
+    assert not kept(replace(run, trees=BoostedTreesConfig(leaves=7)))
     del record["recalibration_prior"]  # a knob that the kept run did not know, and that does not stand at its default
     run.out.with_suffix(".json").write_text(json.dumps({"config": record}))
     assert not kept(run)

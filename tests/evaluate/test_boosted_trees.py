@@ -57,6 +57,16 @@ def test_the_same_seed_gives_the_same_trees() -> None:
     assert not first.equals(other)
 
 
+def test_a_heavy_penalty_holds_predictions_near_the_rate() -> None:
+    test, rate = Predictions.of(rows(2)), rows(0)["label_click"].mean()
+    free, held = (
+        BoostedTrees(numeric=["x"], config=BoostedTreesConfig(rounds=20, l2=l2)).fit(rows(0), rows(1)).judge(test)
+        for l2 in (1.0, 1e6)
+    )
+    assert free.table["p_click"].to_numpy().std() > 0.03
+    assert held.table["p_click"].to_numpy() == pytest.approx(rate, abs=0.003)
+
+
 def test_validation_rows_choose_the_number_of_trees() -> None:
     assert 0 < fitted().trees["click"] < 400
 

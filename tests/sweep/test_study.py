@@ -54,6 +54,34 @@ def test_the_best_trial_becomes_a_recipe(tmp_path: Path) -> None:
     assert len(study.trials) == 20
 
 
+def test_the_recipe_itself_is_the_first_trial_where_that_is_asked(tmp_path: Path) -> None:
+    sweep = replace(sweep_in(tmp_path / "study", trials=3), recipe_first=True)
+    configs: list[RunConfig] = []
+
+    def train(config: RunConfig, folder: Path, tags: dict[str, str]) -> dict[str, Any]:
+        configs.append(replace(config, days=CONFIG.days))
+        return objective(config, folder, tags)
+
+    work(sweep, train, silent)
+    work(replace(sweep, trials=4), train, silent)  # gone on with, not begun with the recipe again
+    assert [config == CONFIG for config in configs[::2]] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "why"),
+    [
+        ("optimizer.dense_lr", "{low: 0.01, high: 0.1}", "0.001 does not lie from 0.01 to 0.1"),
+        ("model.deep", "{choices: [[64], [32]]}", r"\[128, 64\] is not among \[\[64\], \[32\]\]"),
+    ],
+)
+def test_a_recipe_outside_its_space_cannot_be_the_first_trial(
+    tmp_path: Path, field: str, values: str, why: str
+) -> None:
+    sweep = sweep_in(tmp_path / "study", text=f"metric: click/ne\nfields: {{{field}: {values}}}")
+    with pytest.raises(ConfigError, match=f"its {field} is not searched: {why}"):
+        work(replace(sweep, recipe_first=True), objective, silent)
+
+
 def test_one_worker_tries_the_same_every_time(tmp_path: Path) -> None:
     first, second = (work(sweep_in(tmp_path / n / "study"), objective, silent) for n in made(tmp_path, "a", "b"))
     assert [t.params for t in first.trials] == [t.params for t in second.trials]
