@@ -113,14 +113,13 @@ def main() -> None:
     of_torch = {name: entry for name, entry in found.items() if OF_TORCH.fullmatch(name)}
     common = {name: entry for name, entry in found.items() if name not in OURS | of_torch.keys()}
     fbgemm = {"fbgemm-gpu-cpu": found["fbgemm-gpu-cpu"]}, {"fbgemm-gpu": (found["fbgemm-gpu-cpu"][0], set[str]())}
-    others = [python for python in PYTHONS if python != f"{sys.version_info.major}.{sys.version_info.minor}"]
-    # The CUDA build of fbgemm is not what was resolved, so every Python is asked.
-    more = [wheels(p, common | fbgemm[0], pip_args) for p in others] + [wheels(p, fbgemm[1], pip_args) for p in PYTHONS]
+    # Every Python is asked, this one too: pip takes 3.11 for 3.11.0, and what wants a later one fails here.
+    more = [wheels(python, common | each, pip_args) for each in fbgemm for python in PYTHONS]
     write(cpu, merged(common | fbgemm[0], *map(released, more), read(cpu)))
     more = [released(each, build=CPU_BUILD) for each in more]
     write(cuda, merged({n: of_cuda[n] for n in common} | fbgemm[1], *more, read(cuda)), "# For machines with CUDA.")
     if of_torch:
-        more = [released(wheels(python, of_torch, pip_args)) for python in others]
+        more = [released(wheels(python, of_torch, pip_args)) for python in PYTHONS]
         note = f"# What the CUDA build of torch {found['torch'][0]} brings along."
         write(libraries, merged(of_torch, *more, read(libraries)), note)
     elif not libraries.exists() or f"torch {found['torch'][0]} " not in libraries.read_text():

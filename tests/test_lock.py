@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 FOLDER = Path(__file__).parents[1] / "requirements"
 LOCKS = ("cpu.lock", "cuda.txt", "cuda-libraries.txt")
@@ -42,6 +45,15 @@ def test_both_locks_differ_in_fbgemm_alone(lock: ModuleType) -> None:
     assert cpu["fbgemm-gpu-cpu"][0] == cuda["fbgemm-gpu"][0]
     assert not libraries.keys() & cpu.keys()
     assert f"torch {cpu['torch'][0]} " in (FOLDER / LOCKS[2]).read_text()
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0"])
+def test_packages_run_on_the_first_release_of_every_python(lock: ModuleType, python: str) -> None:
+    """Debian 12 has 3.11.2, and a package that wants 3.11.5 ends its set-up."""
+    locked = [d for d in distributions() if re.sub(r"[-_.]+", "-", d.name).lower() in lock.read(FOLDER / LOCKS[0])]
+    assert len(locked) > 100
+    refuse = [d.name for d in locked if not SpecifierSet(d.metadata.get("Requires-Python") or "").contains(python)]
+    assert refuse == []
 
 
 def test_hashes_of_a_version_are_kept_and_those_of_another_are_not(lock: ModuleType, tmp_path: Path) -> None:
