@@ -37,8 +37,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from components.calibration import GlobalCalibration, IdentityCalibration, SurfaceCalibration
 from components.embeddings import Embedded, EmbeddingLayer
@@ -47,6 +49,7 @@ from components.history import HistoryBlock
 from components.inputs import ModelInputs
 from components.late_fusion import LateFusion
 from components.micro_batches import micro_batches
+from components.mlp import check_dropout
 from components.mmoe import MMoE, SharedBottom
 from components.names import check_names, surface_key
 from components.ple import PLE
@@ -85,10 +88,12 @@ class EngagementBody(nn.Module):
         history: reads the history for each candidate, or None.
         mixture: experts or a shared perceptron between trunk and towers, or None.
         late: late fusion of the surfaces that have features of their own.
+        embedding_dropout: probability in [0, 1) with which training drops a value of a pooled embedding; the events
+            of the history keep all of theirs.
 
     Raises:
         ValueError: parts built for other surfaces or tasks, a late surface that is not among the surfaces or whose
-            tower expects another width, a key both in the shared vectors and in a late one.
+            tower expects another width, a key both in the shared vectors and in a late one, a dropout outside [0, 1).
     """
 
     def __init__(
@@ -104,12 +109,15 @@ class EngagementBody(nn.Module):
         history: HistoryBlock | UserState | None = None,
         mixture: MMoE | PLE | SharedBottom | None = None,
         late: Mapping[str, LateFusion] | None = None,
+        embedding_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.surfaces, self.tasks = check_names("surfaces", surfaces), check_names("tasks", tasks)
         self.request, self.candidate, self.history = request, candidate, history
         self.trunk, self.mixture, self.towers, self.calibration = trunk, mixture, towers, calibration
         self.late = nn.ModuleDict({surface_key(s): block for s, block in (late or {}).items()})
+        check_dropout(embedding_dropout)
+        self.embedding_dropout = embedding_dropout
         # Runs of requests that training sends through one after another; see `components.micro_batches`.
         self.micro_batches = 1
         self._check_parts()
@@ -126,6 +134,11 @@ class EngagementBody(nn.Module):
 
     def _outputs(self, embedded: Embedded, inputs: ModelInputs) -> ModelOutputs:
         counts = inputs.candidates_per_surface
+        if self.training and self.embedding_dropout:
+            embedded = embedded._replace(
+                request=_dropped(embedded.request, self.embedding_dropout),
+                candidate=_dropped(embedded.candidate, self.embedding_dropout),
+            )
         request_RX = self.request(embedded, inputs)
         candidate_CY = self.candidate(embedded, inputs)
         asked_CZ = candidate_CY
@@ -179,6 +192,12 @@ class EngagementBody(nn.Module):
                 raise ValueError(
                     f"tower of {surface!r} was built for a late vector of width {wants}, its late fusion gives {gives}"
                 )
+
+
+def _dropped(pooled: KeyedTensor | None, probability: float) -> KeyedTensor | None:
+    if pooled is None:
+        return None
+    return KeyedTensor(pooled.keys(), pooled.length_per_key(), F.dropout(pooled.values(), probability))
 
 
 class EngagementModel(nn.Module):

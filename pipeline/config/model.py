@@ -109,3 +109,5 @@ class ModelConfig:
     """Affine per surface and task; monotone pieces per surface and task; one affine for all; none."""
     dropout: float = 0.0
     """Dropout in the deep part and the towers."""
+    embedding_dropout: float = 0.0
+    """Dropout of pooled embeddings, not of the history's events."""

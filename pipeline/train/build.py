@@ -174,6 +174,7 @@ def build_body(plan: ModelPlan) -> EngagementBody:
         towers=towers,
         calibration=_calibration(plan),
         late=late,
+        embedding_dropout=config.model.embedding_dropout,
     )
 
 

@@ -66,6 +66,24 @@ def test_micro_batches_are_the_batch_with_gradients(reader: str, parts: int) -> 
     assert_close(gradients(model, total(model, inputs)), want_gradients, atol=1e-5, rtol=1e-4)
 
 
+def test_embedding_dropout_drops_pooled_values_in_training_only() -> None:
+    model, inputs = make_model(), make_inputs()
+    whole, seen = model.embeddings(inputs), []
+    model.body.request.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    before = model.eval()(inputs)
+    model.body.embedding_dropout = 0.5
+    assert_close(model(inputs), before, atol=0, rtol=0)
+    model.train()(inputs)
+    dropped = seen[-1]
+    for mine, theirs in ((dropped.request, whole.request), (dropped.candidate, whole.candidate)):
+        kept = mine.values() != 0
+        assert mine.keys() == theirs.keys()
+        assert 0.2 < kept.float().mean() < 0.8
+        assert_close(mine.values()[kept], 2 * theirs.values()[kept])
+    for key, events in whole.sequences.items():
+        assert_close(dropped.sequences[key].values(), events.values())
+
+
 def test_micro_batches_keep_the_activations_of_one() -> None:
     model, inputs = make_model(), make_inputs()
     seen: list[int] = []
