@@ -48,6 +48,8 @@ class Args:
     """Folds of time that each trial is trained on."""
     nproc: int = 1
     """Processes on this machine for each run."""
+    recipe_first: bool = False
+    """Make the recipe's own values the first trial, so that the search ends no lower than where it began."""
     json: bool = False
     """Print the result as JSON."""
     quiet: bool = False
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
         folds=args.folds,
         trials=args.trials,
         folder=args.study,
+        recipe_first=args.recipe_first,
     )
     record = Tracker.start(
         args.study.name,

@@ -26,7 +26,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.config import DaysConfig, RunConfig, config_to_json
+from pipeline.config import DaysConfig, RunConfig, config_from_json, config_to_json
 from pipeline.errors import ConfigError, TrefoilError
 from pipeline.sweep.space import Metric, Space, with_fields
 
@@ -221,6 +221,9 @@ def _claim(sweep: Sweep) -> None:
     path = sweep.folder / "study.json"
     if path.exists():
         held = json.loads(path.read_text())
+        # A field that the recipe has gained since then stands at its default in what is held.
+        was = config_from_json(json.dumps(held["config"]).encode(), source=str(path))
+        held["config"] = json.loads(config_to_json(was))
         differing = [key for key in description if held.get(key) != description[key]]
         if differing:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,15 @@ def test_values_that_do_not_go_together_prune_the_trial(tmp_path: Path) -> None:
     assert sum("model.history.width 34 is not a multiple of model.history.heads 4" in text for text in said) == len(
         wrong
     )
+
+
+def test_a_study_goes_on_after_recipes_have_gained_a_field(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    work(sweep_in(folder, trials=1), objective, silent)
+    held = json.loads((folder / "study.json").read_text())
+    del held["config"]["model"]["dropout"]
+    (folder / "study.json").write_text(json.dumps(held))
+    assert len(work(sweep_in(folder, trials=2), objective, silent).trials) == 2
 
 
 def test_another_study_in_the_folder_is_refused(tmp_path: Path) -> None:
