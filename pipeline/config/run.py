@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError, with_config
 
@@ -51,6 +51,8 @@ class RunConfig:
     """After training, fit the biases of the calibration once more on the validation days, each held to its trained
     value by a prior of this standard deviation, in logits (0.1: a day's rates drift by a tenth or so); none given
     leaves them."""
+    recalibrates: Literal["bias", "map"] = "bias"
+    """What is fitted then: the biases alone, or the whole maps, scales or slopes too, under the same prior."""
     bootstrap_resamples: int = 200
     """Resamples of users behind each interval."""
 

@@ -12,15 +12,20 @@ Formula, for the calibrated logits z, labels y and weights w of one surface and 
 that is, the intercept of a logistic regression with offset z under a Normal(0, prior^2) prior (the shift of
 "calibration in the large", Steyerberg, "Clinical Prediction Models", 2009, with shrinkage). It is concave in b;
 Newton's method finds the only maximum. The order of candidates within a surface does not change.
+
+`fit_map` does the same with all parameters of a map, scale or slopes too, by L-BFGS (Nocedal 1980); there b^2 is the
+squared distance of the parameters from where training left them, and z are the logits before calibration.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from components.calibration import GlobalCalibration, SurfaceCalibration
 from components.names import surface_key
@@ -29,20 +34,22 @@ from pipeline.train.task import StepOutputs
 
 NEWTON_STEPS = 50
 TOLERANCE = 1e-10
+LBFGS_STEPS = 100
 LONGEST_STEP = 1.0  # logits; a step of Newton's method far from the maximum may be wild
 
 Sum = Callable[[Tensor], Tensor]
 
 
 class LogitCollector:
-    """Calibrated logits, labels and weights of held-out rows, by surface; of one rank, in host memory.
+    """Logits, labels and weights of held-out rows, by surface; of one rank, in host memory.
 
     Args:
         surfaces: of the model, in batch order.
+        calibrated: whether to keep logits after calibration, or before it.
     """
 
-    def __init__(self, surfaces: tuple[str, ...]) -> None:
-        self.surfaces = surfaces
+    def __init__(self, surfaces: tuple[str, ...], *, calibrated: bool = True) -> None:
+        self.surfaces, self.calibrated = surfaces, calibrated
         self._parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {s: [] for s in surfaces}
 
     def add(self, day: str, outputs: StepOutputs) -> None:
@@ -50,9 +57,10 @@ class LogitCollector:
         counts = outputs.batch.inputs.candidates_per_surface
         weights = outputs.batch.weights.unsqueeze(1) * outputs.batch.label_mask
         labels = torch.where(outputs.batch.label_mask, outputs.batch.labels, 0.0)
+        logits = outputs.calibrated if self.calibrated else outputs.logits
         ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
         for surface, (start, end) in zip(self.surfaces, pairwise(ends), strict=True):
-            rows = tuple(v[start:end].double().cpu() for v in (outputs.calibrated, labels, weights))
+            rows = tuple(v[start:end].double().cpu() for v in (logits, labels, weights))
             self._parts[surface].append((rows[0], rows[1], rows[2]))
 
     def rows(self, surfaces: tuple[str, ...], tasks: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,17 +91,53 @@ def intercept_shift(logits: Tensor, labels: Tensor, weights: Tensor, *, prior: f
     return shift
 
 
+def fit_map(of: nn.Module, logits: Tensor, labels: Tensor, weights: Tensor, *, prior: float, total: Sum) -> nn.Module:
+    """A copy of a calibration map whose parameters maximise the formula; float64, in host memory.
+
+    Args:
+        of: an `AffineMap` or a `PiecewiseMap`, as training left it.
+        logits: before calibration, float64 [C, T].
+        labels, weights: float64 [C, T]; weight 0 where an outcome was not observed.
+        prior: standard deviation of each parameter around its trained value, above 0.
+        total: sums a tensor over all ranks.
+    """
+    fitted = copy.deepcopy(of).cpu().double()
+    parameters = list(fitted.parameters())
+    trained = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=LBFGS_STEPS, tolerance_grad=TOLERANCE, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        local = binary_cross_entropy_with_logits(fitted(logits), labels, weights, reduction="sum")
+        gradients = torch.autograd.grad(local, parameters)
+        # Every rank gets the same sums, and so takes the same steps.
+        loss, *summed = total(torch.cat([local.detach().view(1), *(g.flatten() for g in gradients)])).split(
+            [1, *(p.numel() for p in parameters)]
+        )
+        for parameter, start, gradient in zip(parameters, trained, summed, strict=True):
+            away = parameter.detach() - start
+            parameter.grad = gradient.view_as(parameter) + away / prior**2
+            loss = loss + away.square().sum() / (2 * prior**2)
+        return loss.squeeze()
+
+    optimizer.step(closure)
+    return fitted
+
+
 def recalibrate(model: nn.Module, collected: LogitCollector, *, prior: float, total: Sum) -> dict[str, Tensor]:
-    """Add the shifts to the biases of a model's calibration; every rank calls this.
+    """Fit a model's calibration to held-out days; every rank calls this.
 
     Args:
         model: holds a `SurfaceCalibration` or a `GlobalCalibration`.
-        collected: this rank's rows of the held-out days.
+        collected: this rank's rows of the held-out days; their calibrated logits move the biases alone, those before
+            calibration all parameters of the maps.
         prior: standard deviation of the prior, in logits.
         total: sums a tensor over all ranks.
 
     Returns:
-        shift [T] of each surface, or of "all surfaces" where they share one map.
+        what was added to the biases [T] of each surface, or of "all surfaces" where they share one map.
 
     Raises:
         ConfigError: the model has no calibration to move.
@@ -110,9 +154,15 @@ def recalibrate(model: nn.Module, collected: LogitCollector, *, prior: float, to
         maps = {"all surfaces": (module.map, collected.surfaces)}
     shifts = {}
     for name, (of, surfaces) in maps.items():
-        shifts[name] = intercept_shift(*collected.rows(surfaces, len(module.tasks)), prior=prior, total=total)
+        rows = collected.rows(surfaces, len(module.tasks))
         bias = of.bias
         assert isinstance(bias, Tensor)
-        with torch.no_grad():
-            bias += shifts[name].to(bias)
+        if collected.calibrated:
+            shifts[name] = intercept_shift(*rows, prior=prior, total=total)
+            with torch.no_grad():
+                bias += shifts[name].to(bias)
+        else:
+            before = bias.detach().double().cpu()
+            of.load_state_dict(fit_map(of, *rows, prior=prior, total=total).state_dict())
+            shifts[name] = bias.detach().double().cpu() - before
     return shifts

@@ -69,7 +69,7 @@ class Trainer:
 
     Attributes:
         stopped: whether the run was told to leave, as all ranks agree; what was reached is saved.
-        shifts: by surface, what recalibration added to each task's calibration, in logits; empty before or without it.
+        shifts: by surface, what recalibration added to each task's bias, in logits; empty before or without it.
 
     Raises:
         ConfigError, SchemaError, DataError: the run does not fit the log.
@@ -231,8 +231,8 @@ class Trainer:
         return path
 
     def _recalibrate(self, prior: float) -> None:
-        """Fit the calibration's biases on the validation days; a run told to leave does so when it goes on."""
-        collected = LogitCollector(self.config.surfaces)
+        """Fit the calibration on the validation days; a run told to leave does so when it goes on."""
+        collected = LogitCollector(self.config.surfaces, calibrated=self.config.recalibrates == "bias")
         self.predict(self.days.validation, collected.add)
         if self.stopped:
             self.position = Position(self.position.epoch - 1, self.loader.steps)
