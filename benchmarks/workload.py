@@ -80,7 +80,7 @@ def config(*, requests_per_batch: int = 128, **changes: Any) -> RunConfig:
         loader=LoaderConfig(requests_per_batch=requests_per_batch),
         model=ModelConfig(
             embedding_dim=32,
-            history=HistoryConfig(width=64, layers=2, heads=2),
+            history=HistoryConfig(kind="transformer", width=64, layers=2, heads=2),
             projection=ProjectionConfig(width=32, rank=32),
             cross_layers=2,
             cross_rank=64,

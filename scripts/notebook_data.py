@@ -65,7 +65,7 @@ def unified(settings: Settings) -> RunConfig:
         return config
     model = ModelConfig(
         embedding_dim=8,
-        history=HistoryConfig(width=8, layers=1, heads=2),
+        history=HistoryConfig(kind="transformer", width=8, layers=1, heads=2),
         projection=ProjectionConfig(width=8, rank=4),
         cross_layers=1,
         cross_rank=8,

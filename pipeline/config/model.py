@@ -17,7 +17,7 @@ IdMethod = Literal["index", "hash", "given", "managed"]
 class HistoryConfig:
     """What becomes of a user's history."""
 
-    kind: Literal["transformer", "attention", "target", "din", "state", "mean", "none"] = "transformer"
+    kind: Literal["transformer", "attention", "target", "din", "state", "mean", "none"] = "attention"
     """Transformer encoder with candidates attending to it; the same attention over bare events; a small activation
     unit with softmax over bare events; DIN's unit as published; a state summed over gated, decaying events; the mean
     of the bare events; nothing."""
@@ -75,7 +75,8 @@ class MixtureConfig:
 @with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The blocks of a model and their sizes."""
+    """The blocks of a model and their sizes. Blocks that paid neither on a real log nor on simulated ones
+    (docs/experiments.md) are off by default: the mixture of experts, the projection and the gate by surface."""
 
     embedding_dim: int = 16
     """Dimension D of an embedding row; tables fed by sequences all share it."""
@@ -89,7 +90,7 @@ class ModelConfig:
     The log was ingested one way, and another word here is an error. managed, TorchRec's managed collision with
     eviction, is refused: see docs/operations.md."""
     history: HistoryConfig = HistoryConfig()
-    projection: ProjectionConfig = ProjectionConfig()
+    projection: ProjectionConfig = ProjectionConfig(kind="none")
     cross_layers: int = 2
     """DCNv2 layers beside the deep part; 0 leaves them out."""
     cross_rank: int = 32
@@ -98,7 +99,7 @@ class ModelConfig:
     """Sizes of the deep part's layers."""
     surface_gate: bool = False
     """Gate the trunk's input by surface (EPNet)."""
-    mixture: MixtureConfig = MixtureConfig()
+    mixture: MixtureConfig = MixtureConfig(kind="none")
     towers: Literal["per_surface", "residual", "star", "shared"] = "per_surface"
     """A tower tree for each surface; one for all plus a correction for each; STAR's network; one for all."""
     tower_hidden: tuple[int, ...] = (32,)

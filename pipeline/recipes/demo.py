@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.config import HistoryConfig, LoaderConfig, ModelConfig, OptimizerConfig, RunConfig
+from pipeline.config import (
+    HistoryConfig,
+    LoaderConfig,
+    MixtureConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProjectionConfig,
+    RunConfig,
+)
 from pipeline.recipes import variants
 
 
@@ -15,7 +23,11 @@ def demo() -> RunConfig:
         surfaces=("hf", "sr", "rp"),
         tasks=("click", "long_click", "save", "hide"),
         loader=LoaderConfig(requests_per_batch=128),
-        model=ModelConfig(history=HistoryConfig(width=32, layers=1, heads=2)),
+        model=ModelConfig(
+            history=HistoryConfig(kind="transformer", width=32, layers=1, heads=2),
+            projection=ProjectionConfig(),
+            mixture=MixtureConfig(),
+        ),
         optimizer=OptimizerConfig(dense_lr=2e-3, sparse_lr=0.05, decay="linear"),
         epochs=2,
     )

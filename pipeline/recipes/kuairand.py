@@ -38,7 +38,7 @@ def kuairand() -> RunConfig:
         surfaces=("hf", "sr", "rp"),
         tasks=("click", "long_view"),
         loader=LoaderConfig(requests_per_batch=256),
-        model=ModelConfig(history=ATTENTION, mixture=NO_MIXTURE),
+        model=ModelConfig(history=ATTENTION, projection=ProjectionConfig()),
         optimizer=OptimizerConfig(dense_lr=2e-3, sparse_lr=0.05, decay="linear"),
         recalibration_prior=0.1,
     )

@@ -35,8 +35,6 @@ def simulated() -> RunConfig:
         model=ModelConfig(
             table_scale=None,
             history=HistoryConfig(kind="state", width=32),
-            projection=ProjectionConfig(kind="none"),
-            mixture=MixtureConfig(kind="none"),
             tower_hidden=(),
         ),
         # Long clicks are observed once in seven impressions: a weight of 1 would make their few rows the loudest.

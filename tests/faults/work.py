@@ -53,7 +53,9 @@ def recipe() -> RunConfig:
         name="torture",
         days=DaysConfig(validation=0, test=0),
         loader=LoaderConfig(requests_per_batch=10, lanes=6, window=8, prefetch_batches=2),
-        model=replace(tiny.model, history=HistoryConfig(width=8, layers=1, heads=2), surface_gate=False),
+        model=replace(
+            tiny.model, history=HistoryConfig(kind="transformer", width=8, layers=1, heads=2), surface_gate=False
+        ),
         log_steps=4,
     )
 

@@ -35,7 +35,7 @@ CONFIG = RunConfig(
     loader=LoaderConfig(requests_per_batch=32, lanes=4, window=32, history_length=10, prefetch_batches=0),
     model=ModelConfig(
         embedding_dim=8,
-        history=HistoryConfig(width=8, heads=2),
+        history=HistoryConfig(kind="transformer", width=8, heads=2),
         projection=ProjectionConfig(width=8, rank=4),
         cross_layers=1,
         cross_rank=4,

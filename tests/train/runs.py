@@ -35,7 +35,7 @@ def tiny_config(**changes: Any) -> RunConfig:
         loader=LoaderConfig(requests_per_batch=32, lanes=8, window=16, prefetch_batches=2),
         model=ModelConfig(
             embedding_dim=8,
-            history=HistoryConfig(width=8, layers=1, heads=2),
+            history=HistoryConfig(kind="transformer", width=8, layers=1, heads=2),
             projection=ProjectionConfig(width=8, rank=4),
             cross_layers=1,
             cross_rank=8,
