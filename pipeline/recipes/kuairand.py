@@ -119,6 +119,7 @@ PARTS: dict[str, Recipe] = {
     "shared_tower": _model(towers="shared", late_fusion=False),
     "no_cross": _model(cross_layers=0),
     "surface_gate": _model(surface_gate=True),
+    "embedding_dropout": _model(embedding_dropout=0.1),
     "global_calibration": _model(calibration="global"),
     "no_recalibration": _run(recalibration_prior=None),
     "click_only": _run(tasks=("click",)),
