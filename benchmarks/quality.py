@@ -39,7 +39,7 @@ Arm = tuple[Callable[[], RunConfig], ...]
 
 # Knobs of a run that do not touch what it learns on one rank.
 HOUSEKEEPING = ("bootstrap_resamples", "checkpoint", "log_steps", "sharding", "timeout_s")
-# The one arm that is no model of ours: LightGBM on the unified recipe's numbers.
+# The arm that is no model of ours (beside its tuned form): LightGBM on the unified recipe's numbers.
 BOOSTED_TREES = "boosted_trees"
 
 
@@ -83,6 +83,7 @@ class Run:
 def arms() -> dict[str, Arm]:
     """The arms by name; one of several recipes puts models of single surfaces together."""
     from pipeline.recipes import kuairand as recipes
+    from pipeline.recipes.kuairand_tuned import TUNED
 
     return {
         "unified": (recipes.kuairand,),
@@ -93,14 +94,16 @@ def arms() -> dict[str, Arm]:
         BOOSTED_TREES: (recipes.kuairand,),
         **{name: (recipe,) for name, recipe in (recipes.PARTS | recipes.LADDER).items()},
         **recipes.ALONE,
+        **TUNED,
     }
 
 
 def tree_settings() -> dict[str, BoostedTreesConfig]:
     """Settings of the arms that are boosted trees."""
     from pipeline.evaluate.boosted_trees import BoostedTreesConfig
+    from pipeline.recipes.kuairand_tuned import TUNED_TREES
 
-    return {BOOSTED_TREES: BoostedTreesConfig()}
+    return {BOOSTED_TREES: BoostedTreesConfig(), **TUNED_TREES}
 
 
 def plan(settings: Settings, data: Path) -> list[Run]:

@@ -35,12 +35,14 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 import tyro
+import yaml
 from optuna.trial import TrialState
 
 from benchmarks.common import Report
 from benchmarks.quality import Run, arms, execute, tree_settings
 from pipeline.config import DaysConfig, RunConfig
 from pipeline.errors import ConfigError, unknown
+from pipeline.recipes.kuairand_tuned import VALUES
 from pipeline.sweep.space import Choices, Metric, Range, Space
 from pipeline.sweep.study import FINISHED, FOLDER, Sweep, open_study, work
 
@@ -78,6 +80,8 @@ class Settings:
     """Last days of the log, which are the backtest's and are not looked at."""
     work: Path = Path("runs/tuning")
     """Where studies and their runs are kept."""
+    write: bool = False
+    """Write the chosen values into the recipes (`kuairand_tuned.yaml`); rivals that were not searched keep theirs."""
     jobs: int = 1
     """Searches at a time, each on one thread."""
     quick: bool = False
@@ -100,7 +104,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a search found; scores are a fold each."""
+    """What a search found; scores are a fold each, numbers among the values rounded to three digits."""
 
     part: str
     values: dict[str, Any]
@@ -176,29 +180,28 @@ def search(part: Part) -> Outcome:
     def train(config: RunConfig, folder: Path, tags: dict[str, str]) -> dict[str, Any]:
         return _scored(judge(part, config, folder))
 
-    if part.trees is not None:
-        study = search_trees(part, part.trees, sweep)
-        values = study.best_params
+    if part.trees is None:
+        study, fields = work(sweep, train, lambda text: _say(part, text)), sweep.space.fields
     else:
-        study = work(sweep, train, lambda text: _say(part, text))
-        values = {name: of.suggest(_fixed(study), name) for name, of in sweep.space.fields.items()}
+        study, fields = search_trees(part, part.trees, sweep), TREE_SPACE
+    # A study that was once asked for more trials than now has no more to choose from than the others.
+    counted = study.get_trials(deepcopy=False, states=FINISHED)[: part.trials]
+    best = min((t for t in counted if t.state is TrialState.COMPLETE), key=lambda t: t.value or math.inf)
+    values = {name: of.suggest(_fixed(best), name) for name, of in fields.items()}
     folds = [f"fold-{i}" for i in range(part.folds)]
-    best = study.best_trial.user_attrs[FOLDER]
     records = part.folder.glob("trial-*/fold-*/run.json")
     return Outcome(
         part=part.config.name,
-        values=values,
+        values={n: float(f"{v:.3g}") if isinstance(v, float) else v for n, v in values.items()},
         before=[scores_of(part.folder / "trial-0" / fold) for fold in folds],
-        after=[scores_of(part.folder / best / fold) for fold in folds],
-        trials={
-            state.name.lower(): sum(t.state is state for t in study.get_trials(deepcopy=False)) for state in FINISHED
-        },
+        after=[scores_of(part.folder / best.user_attrs[FOLDER] / fold) for fold in folds],
+        trials={state.name.lower(): sum(t.state is state for t in counted) for state in FINISHED},
         cpu_seconds=sum(json.loads(record.read_text())["cpu_seconds"] for record in records),
     )
 
 
-def _fixed(study: optuna.Study) -> Any:
-    return optuna.trial.FixedTrial(study.best_trial.params)
+def _fixed(trial: optuna.trial.FrozenTrial) -> Any:
+    return optuna.trial.FixedTrial(trial.params)
 
 
 def search_trees(part: Part, trees: BoostedTreesConfig, sweep: Sweep) -> optuna.Study:
@@ -325,6 +328,13 @@ def tuning_figures(settings: Settings, data: Path) -> dict[str, Any]:
     return {rival: figures_of(found) for rival, found in by_rival.items()}
 
 
+def write_values(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Put the rivals' values into the recipes' file; those of rivals that have no figures stay."""
+    held = yaml.safe_load(path.read_text()) or {}
+    found = {rival: of["values"] for rival, of in figures.items()}
+    path.write_text(yaml.safe_dump({**held, **found}, sort_keys=False, default_flow_style=None))
+
+
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     if settings.quick:
@@ -334,7 +344,10 @@ def main() -> None:
     if settings.data is None:
         report.finish({"skipped": "KuaiRand: give --data, a log written by `trefoil ingest kuairand`"})
     else:
-        report.finish(tuning_figures(settings, settings.data))
+        figures = tuning_figures(settings, settings.data)
+        if settings.write:
+            write_values(figures, VALUES)
+        report.finish(figures)
 
 
 if __name__ == "__main__":

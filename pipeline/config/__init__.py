@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from pipeline.config.data import DaysConfig, Exhaustion, LoaderConfig
 from pipeline.config.model import HistoryConfig, MixtureConfig, ModelConfig, ProjectionConfig
-from pipeline.config.run import RunConfig, config_from_json, config_to_json, default_home, flat_config
+from pipeline.config.run import (
+    RunConfig,
+    config_from_json,
+    config_to_json,
+    default_home,
+    flat_config,
+    with_fields,
+)
 from pipeline.config.strict import STRICT
 from pipeline.config.training import (
     AssumedTable,
@@ -41,4 +48,5 @@ __all__ = [
     "config_to_json",
     "default_home",
     "flat_config",
+    "with_fields",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -160,6 +162,27 @@ def config_from_json(text: bytes, *, source: str) -> RunConfig:
     except ValidationError as error:
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{source} is not a run configuration:\n  - " + "\n  - ".join(lines)) from error
+
+
+def with_fields(config: RunConfig, values: Mapping[str, Any], *, source: str) -> RunConfig:
+    """The configuration with some fields changed, `{"model.embedding_dim": 8}`.
+
+    Raises:
+        ConfigError: there is no such field, or it cannot take the value.
+    """
+    plain = json.loads(config_to_json(config))
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        place = plain
+        for i, section in enumerate([*sections, last]):
+            if not isinstance(place, dict) or section not in place:
+                known = place if isinstance(place, dict) else ()
+                inside = ".".join(sections[:i])
+                raise ConfigError(f"{source}: " + unknown(f"field of {inside or 'the recipe'}", section, known))
+            if i < len(sections):
+                place = place[section]
+        place[last] = value
+    return config_from_json(json.dumps(plain).encode(), source=f"{source} ({', '.join(map(str, values))})")
 
 
 def flat_config(config: RunConfig) -> dict[str, str]:

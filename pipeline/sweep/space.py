@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.config import RunConfig, config_from_json, config_to_json
+from pipeline.config import RunConfig, config_to_json, with_fields
 from pipeline.errors import ConfigError, unknown
 from pipeline.texts import parse_yaml
 
@@ -168,27 +168,6 @@ def read_space(path: Path, config: RunConfig) -> tuple[Space, Metric]:
         for value in values.choices if isinstance(values, Choices) else (values.low, values.high):
             with_fields(config, {field: value}, source=str(path))
     return space, _metric(space.metric, config, str(path))
-
-
-def with_fields(config: RunConfig, values: Mapping[str, Any], *, source: str) -> RunConfig:
-    """The configuration with some fields changed, `{"model.embedding_dim": 8}`.
-
-    Raises:
-        ConfigError: there is no such field, or it cannot take the value.
-    """
-    plain = json.loads(config_to_json(config))
-    for field, value in values.items():
-        *sections, last = field.split(".")
-        place = plain
-        for i, section in enumerate([*sections, last]):
-            if not isinstance(place, dict) or section not in place:
-                known = place if isinstance(place, dict) else ()
-                inside = ".".join(sections[:i])
-                raise ConfigError(f"{source}: " + unknown(f"field of {inside or 'the recipe'}", section, known))
-            if i < len(sections):
-                place = place[section]
-        place[last] = value
-    return config_from_json(json.dumps(plain).encode(), source=f"{source} ({', '.join(map(str, values))})")
 
 
 def _metric(text: str, config: RunConfig, source: str) -> Metric:

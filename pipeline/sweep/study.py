@@ -26,9 +26,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.config import DaysConfig, RunConfig, config_from_json, config_to_json
+from pipeline.config import DaysConfig, RunConfig, config_from_json, config_to_json, with_fields
 from pipeline.errors import ConfigError, TrefoilError
-from pipeline.sweep.space import Metric, Space, with_fields
+from pipeline.sweep.space import Metric, Space
 
 # (configuration of a fold, folder of its run, tags) -> surface -> task -> metric -> [value, low, high]
 Train = Callable[[RunConfig, Path, dict[str, str]], dict[str, Any]]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.config import DaysConfig, RunConfig, config_from_json
+from pipeline.config import DaysConfig, RunConfig, config_from_json, with_fields
 from pipeline.errors import ConfigError
-from pipeline.sweep.space import read_space, with_fields
+from pipeline.sweep.space import read_space
 from pipeline.sweep.study import STARTUP_TRIALS, Sweep, _next, _revive, best_config, work
 
 CONFIG = RunConfig(name="small", surfaces=("hf", "sr"), tasks=("click",), days=DaysConfig(validation=1, test=2))
