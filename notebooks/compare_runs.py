@@ -86,7 +86,7 @@ figures.lifts(comparison, task=TASK, metric="ne", seeds=over_seeds(comparison, p
 # The first seed of each arm.
 
 # %%
-figures.roc({arm: seeds[0] for arm, seeds in predictions.items()}, task=TASK)
+figures.roc({arm: seeds[0] for arm, seeds in predictions.items()}, task=TASK, resamples=RESAMPLES)
 
 # %% [markdown]
 # ## Learning
@@ -101,5 +101,8 @@ loss = {
     for run in next(iter(seeds.values()))
 }
 charts.curves(
-    {recipe: line for recipe, line in loss.items() if line[0]}, title=f"{TASK}: training loss", x="step", y="log loss"
+    {recipe: line for recipe, line in loss.items() if line[0]},
+    title=f"{TASK}: training loss, first seed of each",
+    x="step",
+    y="log loss",
 )

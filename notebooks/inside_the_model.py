@@ -78,7 +78,7 @@ if gates:
         charts.shares(
             shares,
             rows=names,
-            columns=[f"expert {e + 1}" for e in range(shares.shape[1])],
+            columns=[f"expert {e}" for e in range(shares.shape[1])],
             title=f"{arm}: mean gate weight",
         )
     )
@@ -97,13 +97,13 @@ conflict = gradient_conflict(task, batches)
 charts.points(
     {
         f"{a}, {b}": {
-            "gradients averaged over batches": (of.cosine, None, None),
-            "mean over batches": (of.mean_cosine, None, None),
+            "gradients averaged over batches": (of.cosine, *(of.cosine_interval or (None, None))),
+            "mean over batches": (of.mean_cosine, *(of.mean_cosine_interval or (None, None))),
         }
         for (a, b), of in conflict.items()
     },
-    title=f"{arm}: agreement of the surfaces' gradients",
-    label="cosine",
+    title=f"{arm}: agreement of the surfaces' gradients, 95 % over batches",
+    label="cosine of the gradients; left of the line they oppose each other",
 )
 
 # %% [markdown]

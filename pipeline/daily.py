@@ -93,6 +93,9 @@ def run_days(
         days, stopped = course.follow(choices, warm, fresh)
         write_status(folder, ranks, "pre-empted" if stopped else "finished", days=list(days))
         last = checkpoint.newest(folder / "checkpoints")
+        if last is not None:
+            tracker.set_tags({"checkpoint": str(last.absolute())})
+        course.reporter.log_gates()
         return DailyResult(folder=folder, days=days, scores=course.scores, checkpoint=last, stopped=stopped)
 
 

@@ -38,7 +38,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("Training", ("pipeline.train", "pipeline.job", "pipeline.daily")),
     "serve": ("Serving", ("pipeline.serve", "pipeline.publish")),
     "rollout": ("Rollout", ("pipeline.rollout",)),
-    "torchx": ("TorchX components", ("torchx_specs",)),
+    "torchx": ("TorchX", ("torchx_specs", "pipeline.torchx_tracker")),
 }
 
 

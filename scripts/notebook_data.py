@@ -105,7 +105,8 @@ def main(settings: Settings) -> None:
 def train(config: RunConfig, data: Path, home: Path, console: Console, *, register: bool = False) -> None:
     """Train a run that has not ended yet; with `register`, export every surface too."""
     folder = home / f"{config.name}-seed{config.seed}"
-    if (folder / "test_metrics.json").is_file():
+    registered = all((folder / "exports" / surface).is_dir() for surface in config.surfaces)
+    if (folder / "test_metrics.json").is_file() and (registered or not register):
         return
     console.print(f"training {folder.name}")
     folder.mkdir(parents=True, exist_ok=True)

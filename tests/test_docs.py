@@ -49,6 +49,7 @@ OTHERS = {
     "podman build": "wants podman and the network; the Containerfile's steps are `make setup`'s",
     "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "a variable for the line below it",
     "torchrun ": "wants two hosts; tests/torchx/test_restarts.py and tests/slurm run the same launcher",
+    "torchx tracker list": "tests/torchx/test_tracker.py runs it on jobs of its own",
     "mlflow models serve": "tests/serve/test_mlflow_http.py runs it",
 }
 # Trefoil's commands that the slow test below does not run, and what runs them.
@@ -62,6 +63,7 @@ SMALLER = {
     "--trials 20": "--trials 2 --folds 1",
     "--nproc 8": "--nproc 2",
     "--nodes 8": "--nodes 1",
+    "--out cost.json": "--out cost.json --seconds 0.02 --requests 1 --candidates 1 16",
     "CHECKPOINT": "runs/RUN/checkpoints/epoch-1-step-00000000",
     "NEWER": "runs/OTHER/checkpoints/epoch-1-step-00000000",
 }
@@ -79,7 +81,7 @@ def test_the_pages_have_commands_of_kinds_that_are_tested() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("TREFOIL_HOME", "MLFLOW_TRACKING_URI"):

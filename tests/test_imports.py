@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline.train",),
     ("pipeline.serve",),
     ("pipeline.rollout",),
-    ("pipeline.publish",),
+    ("pipeline.publish", "pipeline.torchx_tracker"),
     ("pipeline.job",),
     ("pipeline.daily",),
     ("pipeline.rollout.driver",),

@@ -163,6 +163,75 @@ class ResampledAuc:
             return np.where(total > 0, (positive * below).sum(axis=1) / 2 / total, np.nan)
 
 
+class ResampledRoc:
+    """Points of the weighted ROC curve in many resamples: scores are sorted once.
+
+    Between the curve's own points, which are as scikit-learn's `roc_curve(sample_weight=...)` has them, lie straight
+    lines. Of curves of more points than `POINTS`, so many are taken, evenly by rank of the score.
+
+    Args:
+        rows: rows with labels 0 and 1.
+        user: int64 [N], column of each row in the counts.
+        at: false positive rates [G].
+    """
+
+    POINTS = 1000
+
+    def __init__(self, rows: TaskRows, user: np.ndarray, at: np.ndarray) -> None:
+        order = np.argsort(-rows.p, kind="stable")
+        self._at, self._user = at, user[order]
+        self._positive, self._negative = (rows.weight[order] * (rows.label[order] == label) for label in (1, 0))
+        ends = np.flatnonzero(np.diff(rows.p[order], append=-np.inf))  # rows of one score move the curve together
+        ends = ends[np.unique(np.linspace(0, ends.size - 1, self.POINTS).astype(int))]
+        self._starts = np.append(0, ends[:-1] + 1)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """True positive rates [b, G] for counts [b, U]; NaN where a resample drew one class only."""
+        drawn = np.take(counts, self._user, axis=1)
+        negative, positive = self._sums(drawn * self._negative), self._sums(drawn * self._positive)
+        found = np.full((len(counts), self._at.size), np.nan)
+        for i in np.flatnonzero((negative[:, -1] > 0) & (positive[:, -1] > 0)):
+            found[i] = np.interp(self._at, negative[i] / negative[i, -1], positive[i] / positive[i, -1])
+        return found
+
+    def _sums(self, weights: np.ndarray) -> np.ndarray:
+        """Weight above each point's score, [b, 1 + points]."""
+        return np.pad(np.add.reduceat(weights, self._starts, axis=1).cumsum(axis=1), ((0, 0), (1, 0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RocIntervals:
+    """Intervals of a ROC curve over users.
+
+    Args:
+        at: false positive rates [G].
+        true: true positive rates at them, [G].
+        auc: area under the curve.
+    """
+
+    at: np.ndarray
+    true: list[Estimate]
+    auc: Estimate
+
+
+def roc_intervals(rows: TaskRows, users: UserBootstrap, at: np.ndarray, *, level: float = 0.95) -> RocIntervals:
+    """The ROC curve of rows of both classes at false positive rates [G], and its area, with intervals.
+
+    Args:
+        rows: the rows.
+        users: resamples of users that hold every user of the rows.
+        at: false positive rates [G].
+        level: coverage of the percentile intervals, which hold at each rate alone.
+    """
+    user = np.searchsorted(users.users, rows.user_id)
+    roc, auc = ResampledRoc(rows, user, at), ResampledAuc(rows, user)
+    found = [(roc(counts), auc(counts)) for counts in users.counts(rows.label.size)]
+    true, areas = (np.concatenate([block[i] for block in found]) for i in (0, 1))
+    return RocIntervals(
+        at=at, true=[estimate(column, level=level) for column in true.T], auc=estimate(areas, level=level)
+    )
+
+
 def estimate(samples: np.ndarray, *, level: float = 0.95, reason: str = "") -> Estimate:
     """The estimate of a statistic whose first sample is its value and whose others are resamples, [1 + B].
 

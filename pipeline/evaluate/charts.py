@@ -120,6 +120,7 @@ def curves(
             color=GREYS[i % len(GREYS)],
             label=name,
             linewidth=1.2,
+            markersize=4,
         )
     panel.set_xlabel(x)
     panel.set_ylabel(y)
@@ -175,8 +176,10 @@ def bands(
                 ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
                 # Over a decade or two the powers of ten alone would say too little.
                 ticks.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-        if any(isinstance(value, str) for band in lines.values() for value in band.x):
-            axis.tick_params(axis="x", labelrotation=45)
+        words = list(dict.fromkeys(value for band in lines.values() for value in band.x if isinstance(value, str)))
+        if words:
+            # Anchored at its end, a long name leans away from its neighbour.
+            axis.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor")
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
     figure.suptitle(title)

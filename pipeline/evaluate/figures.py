@@ -5,6 +5,7 @@ Each function returns a Matplotlib figure in the style of `pipeline.evaluate.cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -14,13 +15,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from pipeline.evaluate import charts
+from pipeline.evaluate.bootstrap import Estimate, UserBootstrap, roc_intervals
 from pipeline.evaluate.charts import GREYS, LINES, MARKERS, STYLE, Triple, panels_in_a_row
 from pipeline.evaluate.compare import Comparison
-from pipeline.evaluate.metrics import LOWER_IS_BETTER, auc, deciles, undefined
-from pipeline.evaluate.predictions import Predictions, TaskRows
+from pipeline.evaluate.metrics import LOWER_IS_BETTER, deciles, undefined
+from pipeline.evaluate.predictions import USER_ID, Predictions, TaskRows
 from pipeline.evaluate.seeds import SeedSpread
 
 BOUND = 1.959964  # of a standard normal, 95 %
+# False positive rates of the bars on a ROC curve, and how far apart two runs' stand.
+ROC_BARS, ROC_SIDE = np.array([0.1, 0.3, 0.5, 0.7, 0.9]), 0.03
 NAMES = {"auc": "AUC", "ne": "normalised entropy", "log_loss": "log loss", "calibration": "calibration ratio"}
 
 
@@ -133,12 +138,26 @@ def reliability(
     return figure
 
 
-def roc(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] | None = None) -> Figure:
-    """Receiver operating characteristic, one panel a surface; AUC in the legend."""
+def roc(
+    runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] | None = None, resamples: int = 1000
+) -> Figure:
+    """Receiver operating characteristic, one panel a surface; AUC in the legend.
+
+    The bars are 95 % intervals of the true positive rate over users, each at one false positive rate; those of
+    different runs stand side by side.
+
+    Args:
+        runs: predictions by name, of the same users.
+        task: such as click.
+        surfaces: which; None takes all.
+        resamples: of the users; 0 draws no intervals.
+    """
     from sklearn.metrics import roc_curve  # costs 2 s to import
 
-    surfaces = tuple(surfaces or next(iter(runs.values())).surfaces)
-    figure, panels = panels_in_a_row(len(surfaces), height=3.4)
+    first = next(iter(runs.values()))
+    surfaces = tuple(surfaces or first.surfaces)
+    users = UserBootstrap(first.table[USER_ID].to_numpy(), resamples=resamples)
+    figure, panels = panels_in_a_row(len(surfaces), height=3.8)
     for panel, surface in zip(panels, surfaces, strict=True):
         for i, (name, predictions) in enumerate(runs.items()):
             rows: TaskRows = predictions.rows(surface, task)
@@ -147,17 +166,50 @@ def roc(runs: Mapping[str, Predictions], *, task: str, surfaces: Sequence[str] |
             false, true, _ = roc_curve(rows.label, rows.p, sample_weight=rows.weight)
             # A few hundred points draw what a hundred thousand would.
             keep = np.unique(np.linspace(0, false.size - 1, 400).astype(int))
-            label = f"{name} {auc(rows):.4f}"
-            line, grey = LINES[i % len(LINES)], GREYS[i % len(GREYS)]
-            panel.plot(false[keep], true[keep], label=label, linewidth=1.2, linestyle=line, color=grey)
+            line, grey, marker = (of[i % len(of)] for of in (LINES, GREYS, MARKERS))
+            panel.plot(false[keep], true[keep], linewidth=1.2, linestyle=line, color=grey)
+            found = roc_intervals(rows, users, ROC_BARS + ROC_SIDE * (i - (len(runs) - 1) / 2))
+            _draw_points(panel, found.at, found.true, marker=marker, color=grey)
+            label = f"{name} {found.auc.value:.4f}"
+            if found.auc.low is not None:
+                label += f" [{found.auc.low:.4f}, {found.auc.high:.4f}]"
+            panel.plot([], [], label=label, linewidth=1.2, linestyle=line, color=grey, marker=marker, markersize=4)
         panel.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, zorder=0)
         panel.set_title(surface)
         panel.set_xlabel("false positive rate")
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False, loc="lower right", title="AUC")
+            # Below the panel: within it a name of any length covers a curve.
+            panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), title="AUC")
     panels[0].set_ylabel("true positive rate")
-    figure.suptitle(f"{task}: receiver operating characteristic")
+    figure.suptitle(f"{task}: receiver operating characteristic" + (", 95 % intervals over users" if resamples else ""))
     return figure
+
+
+def _draw_points(panel: Axes, x: np.ndarray, found: Sequence[Estimate], *, marker: str, color: str) -> None:
+    """Values with their intervals; those without an interval are left out."""
+    whole = [(at, e.value, e.low, e.high) for at, e in zip(x, found, strict=True) if e.low is not None]
+    if whole:
+        at, value, low, high = np.array(whole, dtype=float).T
+        error = [np.maximum(value - low, 0), np.maximum(high - value, 0)]
+        panel.errorbar(at, value, yerr=error, fmt=marker, color=color, capsize=2, markersize=3.5, linewidth=1)
+
+
+def gates(metrics: Mapping[str, float]) -> Figure | None:
+    """The mean weight that the gate of each surface and task gives each expert; None where there are no gates.
+
+    Args:
+        metrics: of a training report, those called `train/gates/SURFACE/TASK/expert_E` among them.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if (match := re.fullmatch(r"train/gates/(\w+)/(\w+)/expert_(\d+)", name)) is not None:
+            surface, task, expert = match.groups()
+            found.setdefault(f"{surface} {task}", {})[f"expert {expert}"] = value
+    if not found:
+        return None
+    experts = list(next(iter(found.values())))
+    values = np.array([[of[expert] for expert in experts] for of in found.values()])
+    return charts.shares(values, rows=list(found), columns=experts, title="mean gate weight, last report of training")
 
 
 def slices(
@@ -192,7 +244,8 @@ def slices(
             panel.axhline(at, color="#999999", linewidth=1, zorder=0)
             panel.set_yscale("log")
             panel.set_xlim(-0.6, max(1, len(names) - 1) + 0.6 if len(names) > 1 else 0.6)
-            panel.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names), default=0) > 5 else 0)
+            leaning = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            panel.set_xticks(range(len(names)), names, **(leaning if max(map(len, names), default=0) > 5 else {}))
             if i == 0:
                 panel.set_title(kind)
         axes[i][0].set_ylabel(surface, fontsize=10)

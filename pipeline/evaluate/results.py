@@ -55,8 +55,8 @@ def runs_of(
         by_recipe = []
         for recipe in recipes:
             wanted = {"recipe": recipe} | ({} if dataset is None else {"dataset": dataset})
-            # A sweep's trials bear the recipe's name too, and are not the recipe.
-            runs = [r for r in find_runs(root, wanted) if "sweep" not in r.tags]
+            # A sweep's trials, and exports and decisions of a run, bear the recipe's name too, and are not the run.
+            runs = [r for r in find_runs(root, wanted) if not {"sweep", "kind"} & r.tags.keys()]
             if not runs:
                 raise DataError(_missing(root, arm, recipe, dataset))
             dataset = dataset or runs[0].tags["dataset"]

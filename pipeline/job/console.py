@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import RunConfig
+from pipeline.evaluate import figures
 from pipeline.progress import Progress, untold
 from pipeline.tracking import Tracker
 from pipeline.train.observe import rates_of
@@ -30,6 +31,7 @@ class ConsoleReporter:
         self.console = console
         self.tracker = tracker
         self.step = step
+        self._last: Mapping[str, float] = {}
 
     def plan(self, trainer: Trainer) -> None:
         """Print the sharding plan, sizes and days at the start."""
@@ -67,6 +69,13 @@ class ConsoleReporter:
         )
         self.console.print(f"epoch {epoch} step {step}/{steps}  loss {losses}  {rates_of(metrics)}")
         self.tracker.log_metrics(metrics, step=epoch * steps + step)
+        self._last = metrics
+
+    def log_gates(self) -> None:
+        """Record how the experts were used at the last report, as a figure; nothing where the model has no gates."""
+        figure = figures.gates(self._last)
+        if figure is not None:
+            self.tracker.log_figure(figure, "gates.png")
 
 
 def precision(config: RunConfig, device: str) -> str:

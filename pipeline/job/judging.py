@@ -37,7 +37,8 @@ def judge_days(trainer: Trainer, folder: Path, console: Console, tracker: Tracke
 def _report(
     trainer: Trainer, split: str, predictions: Predictions, folder: Path, console: Console, tracker: Tracker
 ) -> Comparison:
-    comparison = judge(predictions, trainer.dataset, trainer.days.train, resamples=trainer.config.bootstrap_resamples)
+    resamples = trainer.config.bootstrap_resamples
+    comparison = judge(predictions, trainer.dataset, trainer.days.train, resamples=resamples)
     values = {
         metric_name(surface, task, metric, split=split): estimate.value
         for surface, tasks in comparison.scores[MODEL].items()
@@ -51,7 +52,8 @@ def _report(
     tracker.log_artifact(path)
     for task in trainer.config.tasks:
         tracker.log_figure(figures.reliability({MODEL: predictions}, task=task), f"{split}_{task}_reliability.png")
-        tracker.log_figure(figures.roc({MODEL: predictions}, task=task), f"{split}_{task}_roc.png")
+        roc = figures.roc({MODEL: predictions}, task=task, resamples=resamples)
+        tracker.log_figure(roc, f"{split}_{task}_roc.png")
     if split == "test":
         console.print(f"\nTest days {', '.join(predictions.dates)}:")
         print_report(comparison, console=console)

@@ -92,6 +92,8 @@ def run(
             if not go_on(trainer, folder, console) and warm is not None:
                 start_warm(trainer, warm, fresh, folder, console)
             path = trainer.train()
+            tracker.set_tags({"checkpoint": str(path.absolute())})
+            reporter.log_gates()
             comparison = None if trainer.stopped else judge_days(trainer, folder, console, tracker)
         write_status(folder, ranks, "pre-empted" if trainer.stopped else "finished", checkpoint=path.name)
         return JobResult(

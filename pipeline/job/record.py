@@ -1,18 +1,17 @@
-"""What MLflow knows of a run before its first step: tags, parameters, data set."""
+"""What MLflow knows of a run before its first step: tags, parameters, data set, recipe, environment."""
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.config import RunConfig, default_home, flat_config
+from pipeline.config import RunConfig, config_to_json, default_home, flat_config
 from pipeline.data.logs import Dataset
 from pipeline.tracking import Tracker
+from pipeline.train.environment import environment
 from pipeline.train.sharding import Ranks
-
-TORCHX_JOB = "TORCHX_JOB_ID"
 
 
 def experiment_of(config: RunConfig) -> str:
@@ -42,6 +41,10 @@ def start_tracker(
     )
     root = dataset.root.absolute()
     tracker.log_dataset(root.name, digest=dataset.fingerprint, source=str(root), context="training")
+    # Parameters are cut where they are long; this is the recipe to train again with.
+    tracker.log_text(config_to_json(config).decode(), "config.json")
+    if ranks.is_first:
+        tracker.log_text(json.dumps(environment(ranks.device), indent=1), "environment.json")
     return tracker
 
 
@@ -56,8 +59,6 @@ def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
         "world_size": str(ranks.world_size),
         "device": ranks.device.type,
         "code": code_version(),
-        # The handle of TorchX's job, for `torchx status` and `torchx log`.
-        **({"torchx_job": os.environ[TORCHX_JOB]} if TORCHX_JOB in os.environ else {}),
     }
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.errors import DataError
+
 MAX_PARAM = 6000  # characters that MLflow's stores take for one parameter value
 KEY_TAG = "trefoil.key"  # our own name of a run, by which a resent run finds itself
 PARENT_TAG = "mlflow.parentRunId"
+JOB_TAG = "torchx_job"  # TorchX's handle of the job that a run is of, for `torchx status`, `log` and `tracker`
+JOB_PARENT_TAG = "torchx_parent"  # the job, or whatever else has an id, that the launcher named as its parent
+# Where TorchX tells a job the two.
+JOB_VARIABLE, JOB_PARENT_VARIABLE = "TORCHX_JOB_ID", "TORCHX_PARENT_RUN_ID"
 
 
 def metric_name(surface: str, task: str, metric: str, *, split: str = "val") -> str:
@@ -16,6 +22,19 @@ def metric_name(surface: str, task: str, metric: str, *, split: str = "val") -> 
     'val/hf/click/auc'
     """
     return f"{split}/{surface}/{task}/{metric}"
+
+
+def quoted(value: str) -> str:
+    """As MLflow's filters take a text, which know no escapes.
+
+    Raises:
+        DataError: the text holds both kinds of quotes.
+    """
+    if "'" not in value:
+        return f"'{value}'"
+    if '"' not in value:
+        return f'"{value}"'
+    raise DataError(f"MLflow cannot search for {value!r}, which holds both kinds of quotes")
 
 
 def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:

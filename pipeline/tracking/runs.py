@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError
+from pipeline.tracking.names import quoted
 from pipeline.tracking.store import connect, is_embedded, tracking_uri
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def find_runs(root: str | os.PathLike[str], tags: Mapping[str, str]) -> list[Fou
     Raises:
         DataError: there is no store.
     """
-    client = _existing(root)
-    wanted = [f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items()]
+    client = existing(root)
+    wanted = [f"tags.`{name}` = {quoted(value)}" for name, value in tags.items()]
     where = " and ".join(["attributes.status = 'FINISHED'", *wanted])
     return [
         FoundRun(
@@ -72,7 +73,7 @@ def find_runs(root: str | os.PathLike[str], tags: Mapping[str, str]) -> list[Fou
             tags={k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")},
             metrics=dict(run.data.metrics),
         )
-        for run in _search(client, where)
+        for run in search(client, where)
     ]
 
 
@@ -91,7 +92,7 @@ def newest_by_seed(runs: list[FoundRun]) -> dict[int, FoundRun]:
 
 def metric_history(root: str | os.PathLike[str], run: FoundRun, metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of a metric, in order of step; empty if the run has none of that name."""
-    points = sorted(_existing(root).get_metric_history(run.run_id, metric), key=lambda m: (m.step, m.timestamp))
+    points = sorted(existing(root).get_metric_history(run.run_id, metric), key=lambda m: (m.step, m.timestamp))
     return [m.step for m in points], [m.value for m in points]
 
 
@@ -103,7 +104,7 @@ def read_artifact(root: str | os.PathLike[str], run: FoundRun, name: str) -> str
     """
     from mlflow.exceptions import MlflowException
 
-    client = _existing(root)
+    client = existing(root)
     try:
         path = client.download_artifacts(run.run_id, name)
     except (MlflowException, OSError) as error:
@@ -112,18 +113,27 @@ def read_artifact(root: str | os.PathLike[str], run: FoundRun, name: str) -> str
     return Path(path).read_text(encoding="utf-8")
 
 
-def _existing(root: str | os.PathLike[str]) -> MlflowClient:
-    """A client of a store that is there: reading must not make an empty one where a path is mistaken."""
-    uri = tracking_uri(root)
+def existing(root: str | os.PathLike[str], *, uri: str | None = None) -> MlflowClient:
+    """A client of a store that is there: reading must not make an empty one where a path is mistaken.
+
+    Args:
+        root: folder of the embedded store.
+        uri: address of the store; `tracking_uri(root)` by default.
+
+    Raises:
+        DataError: there is no store.
+    """
+    uri = uri or tracking_uri(root)
     if is_embedded(uri) and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise DataError(
             "there is no MLflow store; set TREFOIL_HOME to the folder of your runs, or train one first",
             file=uri.removeprefix("sqlite:///"),
         )
-    return connect(root)
+    return connect(root, uri=uri)
 
 
-def _search(client: MlflowClient, where: str) -> Iterator[Run]:
+def search(client: MlflowClient, where: str) -> Iterator[Run]:
+    """Runs of all experiments, newest first, that fit a filter in MLflow's own words."""
     experiments, token = [], None
     while True:
         page = client.search_experiments(max_results=_PAGE, page_token=token)
@@ -139,12 +149,3 @@ def _search(client: MlflowClient, where: str) -> Iterator[Run]:
         token = found.token
         if not token:
             return
-
-
-def _quoted(value: str) -> str:
-    """As MLflow's filters take a text, which know no escapes."""
-    if "'" not in value:
-        return f"'{value}'"
-    if '"' not in value:
-        return f'"{value}"'
-    raise DataError(f"MLflow cannot search for {value!r}, which holds both kinds of quotes")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import ConfigError, TrefoilError, without_passwords
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Entry, State
-from pipeline.tracking.names import KEY_TAG, PARENT_TAG
+from pipeline.tracking.names import JOB_TAG, KEY_TAG, PARENT_TAG, quoted
 from pipeline.tracking.store import URI_VARIABLE, connect, experiment_id, locked, without_secrets
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _open(client: MlflowClient, folder: Path, state: State) -> State:
     if run_id is None:
         tags = {KEY_TAG: head["key"]} | ({"trefoil.parent": head["parent"]} if head["parent"] else {})
         run_id = client.create_run(experiment, start_time=head["ms"], tags=tags, run_name=head["name"]).info.run_id
-    parent = _find(client, experiment, head["parent"]) if head["parent"] else None
+    parent = _find_parent(client, experiment, head["parent"]) if head["parent"] else None
     if parent is not None:
         client.set_tag(run_id, PARENT_TAG, parent)
     state = replace(state, run_id=run_id, linked=parent is not None or not head["parent"])
@@ -147,9 +147,16 @@ def _open(client: MlflowClient, folder: Path, state: State) -> State:
     return state
 
 
-def _find(client: MlflowClient, experiment: str, key: str) -> str | None:
-    found = client.search_runs([experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+def _find(client: MlflowClient, experiment: str, key: str, *, tag: str = KEY_TAG) -> str | None:
+    """The id of the first run that bears a tag."""
+    where, order = f"tags.`{tag}` = {quoted(key)}", ["attributes.start_time ASC"]
+    found = client.search_runs([experiment], filter_string=where, max_results=1, order_by=order)
     return found[0].info.run_id if found else None
+
+
+def _find_parent(client: MlflowClient, experiment: str, parent: str) -> str | None:
+    """The parent's id, by the key of a run or the handle of a job."""
+    return _find(client, experiment, parent, tag=JOB_TAG if "://" in parent else KEY_TAG)
 
 
 def _deliver(client: MlflowClient, folder: Path, run_id: str, batch: list[Entry]) -> int:

@@ -1,4 +1,4 @@
-"""Where MLflow keeps its records: a server named by `MLFLOW_TRACKING_URI`, or an embedded sqlite store.
+"""Where MLflow keeps its records: a server named by `MLFLOW_TRACKING_URI` or by TorchX, or an embedded sqlite store.
 
 The embedded store is `ROOT/mlflow.db` with artifacts under `ROOT/mlartifacts`. MLflow is imported inside
 functions: it costs over a second.
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+# The same from `[tracker:trefoil] config` of .torchxconfig, which TorchX hands to its jobs.
+TORCHX_URI_VARIABLE = "TORCHX_TRACKER_TREFOIL_CONFIG"
 # Without it MLflow's pages take an experiment for one of language models, and hide charts and comparison.
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 _ENVIRONMENT = {
@@ -41,8 +43,10 @@ def prepare_environment() -> None:
 
 
 def tracking_uri(root: str | os.PathLike[str]) -> str:
-    """The address of the store: `MLFLOW_TRACKING_URI` where set, else the sqlite file under `root`."""
-    return os.environ.get(URI_VARIABLE) or f"sqlite:///{Path(root).absolute() / 'mlflow.db'}"
+    """The address of the store: `MLFLOW_TRACKING_URI` where set, else that of TorchX's tracker, else the sqlite file
+    under `root`."""
+    given = os.environ.get(URI_VARIABLE) or os.environ.get(TORCHX_URI_VARIABLE)
+    return given or f"sqlite:///{Path(root).absolute() / 'mlflow.db'}"
 
 
 def without_secrets(uri: str) -> str | None:

@@ -10,18 +10,21 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pipeline.errors import ConfigError, DataError, unknown, without_passwords
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.names import flatten
+from pipeline.tracking.names import JOB_PARENT_TAG, JOB_PARENT_VARIABLE, JOB_TAG, JOB_VARIABLE, flatten
 from pipeline.tracking.sender import send
 from pipeline.tracking.store import connect, prepare_environment, tracking_uri, without_secrets
 
 log = logging.getLogger(__name__)
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 _LONGEST_WAIT_S = 60.0
+# The sender computes under Python's lock, which training wants too. It pauses until what it computed is no more than
+# this share of the time; what was recorded meanwhile goes in one batch, which costs little more than one record.
+_SHARE, _LONGEST_PAUSE_S = 0.005, 30.0
 
 
 class Tracker:
@@ -30,6 +33,8 @@ class Tracker:
     Make one with `Tracker.start`. Used as a context manager it finishes by itself, as FAILED or KILLED when an
     error or an interrupt passes through.
     """
+
+    _living: ClassVar[list[Tracker]] = []
 
     def __init__(self, spool: Path, *, root: Path, uri: str, every_s: float) -> None:
         self._root, self._uri, self._every_s = root, uri, every_s
@@ -58,6 +63,9 @@ class Tracker:
     ) -> Tracker:
         """Begin a run, or go on with the one whose journal is in `run_dir`. Never waits for a server.
 
+        In a job of TorchX the run bears the job's handle as a tag, and is part of the run of the job that the launcher
+        named as its parent, where it has no other.
+
         Args:
             name: shown in MLflow.
             run_dir: the run's own folder; the journal lies in its `tracking/`.
@@ -68,7 +76,8 @@ class Tracker:
             parent: the run that this one is part of, in the same experiment: its tracker or that tracker's `key`.
             enabled: False gives a tracker that records nothing.
             rank: of this process, by default the environment's `RANK`; any but 0 gets a tracker that records nothing.
-            every_s: seconds between two sendings.
+            every_s: least seconds between two sendings; where sending takes the processor long, it is done more
+                rarely, until `flush` or the end asks for it.
         """
         rank = int(os.environ.get("RANK", "0")) if rank is None else rank
         if not enabled or rank != 0:
@@ -86,13 +95,19 @@ class Tracker:
                 key=uuid.uuid4().hex,
                 name=name,
                 experiment=experiment,
-                parent=parent.key if isinstance(parent, Tracker) else parent,
+                parent=parent.key if isinstance(parent, Tracker) else parent or os.environ.get(JOB_PARENT_VARIABLE),
                 uri=without_secrets(uri),
             )
-        tracker.set_tags(tags or {})
+        tracker.set_tags({**_job_tags(), **(tags or {})})
         tracker.log_params(params or {})
         tracker._thread.start()
+        cls._living.append(tracker)
         return tracker
+
+    @classmethod
+    def live(cls) -> Tracker | None:
+        """The run of this process that began first and is not finished."""
+        return cls._living[0] if cls._living else None
 
     @property
     def key(self) -> str | None:
@@ -190,6 +205,7 @@ class Tracker:
             raise ConfigError(unknown("status", status, STATUSES))
         if self._closing:
             return self._arrived()
+        self._living.remove(self)
         self._journal.append("finished", status=status)
         self._journal.close()
         self._closing = True
@@ -214,14 +230,15 @@ class Tracker:
         return journal.read_state(self._journal.folder).offset >= self._journal.size
 
     def _work(self) -> None:
-        """Send what is new, again and again; wait longer after each failure, and stop once the run is closing."""
+        """Send what is new, again and again, and stop once the run is closing; wait longer after each failure."""
         wait = self._every_s
         failing = False
         while True:
-            closing = self._closing
+            closing, begun = self._closing, time.thread_time()
             try:
                 send(self._journal.folder, self._connect, on_progress=self._notify)
-                wait, failing = self._every_s, False
+                pause = (time.thread_time() - begun) / _SHARE
+                wait, failing = max(self._every_s, min(pause, _LONGEST_PAUSE_S)), False
             except Exception as cause:  # noqa: BLE001  # whatever a client raises: the run goes on, the journal keeps all
                 level, why = logging.DEBUG if failing else logging.WARNING, without_passwords(cause)
                 # A store's error goes on with the whole statement that failed.
@@ -244,6 +261,11 @@ class Tracker:
     def _notify(self) -> None:
         with self._progress:
             self._progress.notify_all()
+
+
+def _job_tags() -> dict[str, str]:
+    told = {JOB_TAG: JOB_VARIABLE, JOB_PARENT_TAG: JOB_PARENT_VARIABLE}
+    return {tag: os.environ[variable] for tag, variable in told.items() if variable in os.environ}
 
 
 class NullTracker(Tracker):

@@ -5,11 +5,12 @@ expert that nobody uses, say that the mixture does nothing. `gradient_conflict` 
 losses on the parameters that all share (Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020): a cosine
 below 0 means that a step for one surface is a step against the other. Both read a model on one device, unsharded.
 
-Shape letters: C candidates, T tasks, E experts.
+Shape letters: C candidates, T tasks, E experts, G groups of batches, P parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -28,6 +29,11 @@ from pipeline.train.gates import GateWatch
 from pipeline.train.tables import table_of
 from pipeline.train.task import TrainTask
 
+GROUPS = 64  # of batches, whose gradients are held
+FEWEST = 5  # groups that an interval wants
+BOUND = 1.959964  # of a standard normal, 95 %
+EPSILON = 1e-12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
@@ -35,13 +41,17 @@ class Conflict:
 
     Args:
         cosine: of the gradients averaged over all batches; what training follows in the long run.
+        cosine_interval: 95 % interval over batches; None where they are too few.
         mean_cosine: mean over batches of the cosine within one batch.
+        mean_cosine_interval: 95 % interval over batches.
         opposed: share of batches whose cosine is below 0.
         norm_ratio: norm of the first surface's averaged gradient over the second's.
     """
 
     cosine: float
+    cosine_interval: tuple[float, float] | None
     mean_cosine: float
+    mean_cosine_interval: tuple[float, float] | None
     opposed: float
     norm_ratio: float
 
@@ -96,26 +106,66 @@ def surface_gradients(task: TrainTask, batch: Batch) -> dict[str, Tensor]:
 
 
 def gradient_conflict(task: TrainTask, batches: Iterable[Batch]) -> dict[tuple[str, str], Conflict]:
-    """Agreement of each pair of surfaces, over the batches that hold rows of both."""
-    totals: dict[str, Tensor] = {}
+    """Agreement of each pair of surfaces, over the batches that hold rows of both.
+
+    Intervals are of the jackknife over batches (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
+    11) on Fisher's scale, which keeps them within -1 and 1. A bootstrap would not do: a batch that is drawn twice adds
+    its noise twice, and pulls every cosine to 0. Past `GROUPS` batches, groups of them are left out in turn; the sums
+    of so many groups' gradients are held in memory for each surface.
+    """
+    sums: dict[str, dict[int, Tensor]] = {}
     within: dict[tuple[str, str], list[float]] = {pair: [] for pair in combinations(task.model.body.surfaces, 2)}
-    for batch in batches:
+    for i, batch in enumerate(batches):
         gradients = surface_gradients(task, batch)
         for surface, gradient in gradients.items():
-            totals[surface] = totals.get(surface, torch.zeros_like(gradient)) + gradient
+            of, group = sums.setdefault(surface, {}), i % GROUPS
+            of[group] = of[group] + gradient if group in of else gradient
         for a, b in within:
             if a in gradients and b in gradients:
                 within[a, b].append(_cosine(gradients[a], gradients[b]))
-    return {
-        (a, b): Conflict(
-            cosine=_cosine(totals[a], totals[b]),
-            mean_cosine=sum(values) / len(values),
-            opposed=sum(v < 0 for v in values) / len(values),
-            norm_ratio=float(totals[a].norm() / totals[b].norm()),
-        )
-        for (a, b), values in within.items()
-        if values
-    }
+    groups = sorted({group for of in sums.values() for group in of})
+    stacked = {surface: _stacked(of, groups) for surface, of in sums.items()}
+    return {(a, b): _conflict(stacked[a], stacked[b], values) for (a, b), values in within.items() if values}
+
+
+def _conflict(a_GP: Tensor, b_GP: Tensor, within: list[float]) -> Conflict:
+    """Of two surfaces' gradients by group of batches, and their cosines within batches."""
+    # The products of all groups with all: leaving a group out takes its row and its column away.
+    ab, aa, bb = a_GP @ b_GP.T, a_GP @ a_GP.T, b_GP @ b_GP.T
+    left_out = _left_out(ab) / (_left_out(aa) * _left_out(bb)).sqrt()
+    cosine = float(ab.sum() / (aa.sum() * bb.sum()).sqrt())
+    each = torch.tensor(within, dtype=torch.float64)
+    mean = float(each.mean())
+    return Conflict(
+        cosine=cosine,
+        cosine_interval=_jackknife(cosine, left_out),
+        mean_cosine=mean,
+        mean_cosine_interval=_jackknife(mean, (each.sum() - each) / max(1, len(within) - 1)),
+        opposed=sum(v < 0 for v in within) / len(within),
+        norm_ratio=float((aa.sum() / bb.sum()).sqrt()),
+    )
+
+
+def _stacked(sums: dict[int, Tensor], groups: list[int]) -> Tensor:
+    """Gradients of the groups, zero where a group has none, float64 [G, P]."""
+    nothing = torch.zeros_like(next(iter(sums.values())))
+    return torch.stack([sums.get(group, nothing) for group in groups]).double()
+
+
+def _left_out(products_GG: Tensor) -> Tensor:
+    """The sum of all products without those of one group, for each group in turn, [G]."""
+    return products_GG.sum() - products_GG.sum(0) - products_GG.sum(1) + products_GG.diagonal()
+
+
+def _jackknife(cosine: float, left_out: Tensor) -> tuple[float, float] | None:
+    """95 % interval of a cosine from its values with each group left out, [G]."""
+    count = left_out.numel()
+    if count < FEWEST or not bool(left_out.isfinite().all()):
+        return None
+    z = left_out.clamp(-1 + EPSILON, 1 - EPSILON).atanh()
+    error = float(((count - 1) / count * (z - z.mean()).square().sum()).sqrt())
+    centre = math.atanh(max(-1 + EPSILON, min(1 - EPSILON, cosine)))
+    return math.tanh(centre - BOUND * error), math.tanh(centre + BOUND * error)
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

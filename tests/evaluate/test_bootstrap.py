@@ -4,11 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate import bootstrap as module
-from pipeline.evaluate.bootstrap import ResampledAuc, ResampledMetrics, UserBootstrap, estimate
+from pipeline.evaluate.bootstrap import (
+    ResampledAuc,
+    ResampledMetrics,
+    ResampledRoc,
+    UserBootstrap,
+    estimate,
+    roc_intervals,
+)
 from pipeline.evaluate.metrics import METRICS, task_metrics
 from tests.evaluate.rows import simulated, task_rows
 
@@ -34,6 +41,40 @@ def test_auc_is_that_of_sklearn(rows: list[tuple[float, float, float, int]], dra
         else:
             theirs = roc_auc_score(label[drawn_rows], p[drawn_rows], sample_weight=resampled[drawn_rows])
             assert auc == pytest.approx(theirs, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(ROW, min_size=2, max_size=40), st.lists(st.integers(0, 4), min_size=4, max_size=4))
+def test_roc_is_that_of_sklearn(rows: list[tuple[float, float, float, int]], drawn: list[int]) -> None:
+    label, p, weight, user = map(np.array, zip(*rows, strict=True))
+    counts, at = np.array([[1] * 4, drawn], dtype=float), np.linspace(0.01, 0.99, 23)
+    ours = ResampledRoc(task_rows(label, p, weight), user, at)(counts)
+    for true, count in zip(ours, counts, strict=True):
+        resampled = weight * count[user]
+        kept = resampled > 0
+        if np.unique(label[kept]).size < 2:
+            assert np.isnan(true).all()
+        else:
+            x, y, _ = roc_curve(label[kept], p[kept], sample_weight=resampled[kept])
+            # Where the curve rises straight up at one of the rates, either end of the rise is right.
+            clear = np.abs(x[:, None] - at).min(axis=0) > 1e-9
+            np.testing.assert_allclose(true[clear], np.interp(at[clear], x, y), atol=1e-9)
+
+
+def test_a_long_roc_is_thinned_and_covers_the_truth() -> None:
+    rows = simulated(rows=4000, users=300).rows("hf", "click")
+    users = UserBootstrap(rows.user_id, resamples=100)
+    at = np.array([0.1, 0.5])
+    whole = roc_intervals(rows, users, at)
+    assert whole.auc == estimate(
+        np.concatenate([ResampledMetrics(rows, users.users)(c)["auc"] for c in users.counts(9)])
+    )
+    x, y, _ = roc_curve(rows.label, rows.p, sample_weight=rows.weight)
+    assert [e.value for e in whole.true] == pytest.approx(np.interp(at, x, y), abs=5e-3)
+    for e in whole.true:
+        assert e.low is not None
+        assert e.high is not None
+        assert e.low < e.value < e.high  # type: ignore[operator]
 
 
 def test_a_resample_is_the_metrics_of_the_repeated_users() -> None:

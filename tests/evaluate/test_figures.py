@@ -78,15 +78,26 @@ def test_wilson_holds_the_rate_where_nobody_or_everybody_clicked() -> None:
 
 
 def test_roc_ends_in_the_corners_and_names_the_auc() -> None:
-    figure = figures.roc(RUNS, task="click", surfaces=["hf"])
+    figure = figures.roc(RUNS, task="click", surfaces=["hf"], resamples=100)
     (panel,) = figure.axes
     line = panel.lines[0]
     assert (line.get_xdata()[0], line.get_ydata()[0]) == (0, 0)
     assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (1, 1)
-    comparison = compare({"unified": RUNS["unified"]}, resamples=0)
-    value = comparison.scores["unified"]["hf"]["click"]["auc"].value
+    # The same interval as in every report of these predictions.
+    comparison = compare({"unified": RUNS["unified"]}, resamples=100)
+    auc = comparison.scores["unified"]["hf"]["click"]["auc"]
     assert panel.get_legend() is not None
-    assert panel.get_legend().get_texts()[0].get_text() == f"unified {value:.4f}"
+    assert panel.get_legend().get_texts()[0].get_text() == f"unified {auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}]"
+    # Bars stand on the curve, those of two runs side by side.
+    first, second = (container[0] for container in panel.containers)
+    np.testing.assert_allclose(first.get_xdata() + figures.ROC_SIDE, second.get_xdata())
+    on_the_curve = np.interp(first.get_xdata(), line.get_xdata(), line.get_ydata())
+    np.testing.assert_allclose(first.get_ydata(), on_the_curve)
+    low, high = panel.containers[0][2][0].get_segments()[2][:, 1]
+    assert low < first.get_ydata()[2] < high
+    (panel,) = figures.roc(RUNS, task="click", surfaces=["hf"], resamples=0).axes
+    assert not panel.containers
+    assert panel.get_legend().get_texts()[0].get_text() == f"unified {auc.value:.4f}"
 
 
 def test_lifts_over_seeds_add_the_wider_interval_and_each_seed() -> None:
@@ -132,6 +143,19 @@ def test_points_show_what_was_measured_and_leave_out_what_was_not() -> None:
     # One marker means the same in every row.
     assert panel.containers[0][0].get_marker() == charts.MARKERS[0]
     assert panel.containers[1][0].get_marker() == charts.MARKERS[1]
+
+
+def test_gates_are_read_from_a_training_report() -> None:
+    metrics = {"train/click/loss": 0.5, "train/gates/hf/click/entropy": 0.9}
+    assert figures.gates(metrics) is None
+    for surface, of in (("hf", (0.25, 0.75)), ("sr", (0.5, 0.5))):
+        metrics |= {f"train/gates/{surface}/long_click/expert_{e}": share for e, share in enumerate(of)}
+    figure = figures.gates(metrics)
+    assert figure is not None
+    (panel,) = figure.axes
+    assert [text.get_text() for text in panel.texts] == ["0.25", "0.75", "0.50", "0.50"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["hf long_click", "sr long_click"]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["expert 0", "expert 1"]
 
 
 def test_slices_stand_in_a_panel_for_each_surface_and_kind() -> None:

@@ -31,6 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(root, "only_sr", 1, ("sr",))
     record(root, "elsewhere", 0, ("hf",), dataset="d2")
     record(root, "all", 2, ("hf",), sweep="rates")
+    record(root, "all", 1, ("hf",), kind="export")
     return root
 
 

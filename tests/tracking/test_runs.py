@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.tracking import Tracker
+from pipeline.tracking import Tracker, connect
 from pipeline.tracking.runs import find_runs, metric_history, newest_by_seed, read_artifact
 
 
@@ -22,6 +22,7 @@ def record(root: Path, name: str, status: str = "FINISHED", **tags: str) -> None
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
+    connect(root)  # making the store may take a busy machine longer than a run waits at its end
     record(root, "first", recipe="demo", seed="1", run_dir=str(root / "first"))
     record(root, "again", recipe="demo", seed="1")
     record(root, "zero", recipe="demo", seed="0", run_dir=str(root / "nowhere"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline import job
+from pipeline.config import config_from_json
 from pipeline.data.logs import Dataset
 from pipeline.data.simulate import SimulationConfig, simulate
 from pipeline.recipes import find
@@ -28,6 +32,14 @@ def test_runs_are_found_by_recipe_seed_surface_wave_data_set_and_job(
         config = replace(find("demo")(), seed=3, surfaces=surfaces)
         assert job.start_tracker(config, dataset, tmp_path / name, ranks, tags={"wave": "1"}).finish()
     experiments = [e.experiment_id for e in client.search_experiments()]
+    (run,) = client.search_runs(experiments, "tags.surface = 'sr'")
+    read = {
+        f.path: Path(client.download_artifacts(run.info.run_id, f.path)) for f in client.list_artifacts(run.info.run_id)
+    }
+    assert config_from_json(read["config.json"].read_bytes(), source="MLflow").surfaces == ("sr",)
+    environment = json.loads(read["environment.json"].read_text())
+    assert environment["packages"]["mlflow"] == version("mlflow")
+    assert environment["python"] == platform.python_version()
     for wanted, names in (
         ("tags.recipe = 'demo' and tags.seed = '3' and tags.wave = '1'", {"whole", "alone"}),
         ("tags.surface = 'sr'", {"alone"}),

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline.errors import ConfigError, DataError, TrefoilError
 from pipeline.tracking import NullTracker, Tracker, connect, metric_name, sync
+from pipeline.tracking import tracker as module
 from pipeline.tracking.journal import Journal, entries, read_state, write_state
 from pipeline.tracking.sender import send
 
@@ -165,6 +166,32 @@ def test_what_mlflow_refuses_for_good_is_set_aside(store: Path, tmp_path: Path) 
     assert [r["entry"]["values"] for r in refused] == [{"p": "2"}, {"b|a|d": 2.0}]
 
 
+def test_the_sender_takes_a_small_share_of_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After 10 ms of computing it pauses 2 s; a failure doubles the pause, to a minute at most."""
+    computed = iter([0.0, 0.01, 0.01, 0.01, 0.01, 0.02, 0.02, 2.0, 2.0, 2.0, *[2.0] * 9])
+    outcomes = [None, None, None, None, *[ConnectionError("gone")] * 3]
+    tracker = Tracker(tmp_path, root=tmp_path, uri="sqlite:///unused.db", every_s=0.05)
+    pauses: list[float] = []
+
+    def sending(*_: object, **__: object) -> None:
+        outcome = outcomes[len(pauses)]
+        if outcome is not None:
+            raise outcome
+
+    def waiting(seconds: float) -> None:
+        pauses.append(seconds)
+        tracker._closing = len(pauses) == len(outcomes) - 1
+
+    monkeypatch.setattr(module, "send", sending)
+    monkeypatch.setattr(module.time, "thread_time", lambda: next(computed))
+    monkeypatch.setattr(tracker._wake, "wait", waiting)
+    tracker._work()
+    tracker._journal.close()
+    assert pauses == [pytest.approx(2.0), 0.05, pytest.approx(2.0), 30.0, 60.0, 60.0]
+
+
 def test_only_rank_zero_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     with begin(tmp_path, tmp_path) as by_environment:
@@ -177,7 +204,9 @@ def test_only_rank_zero_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_null_tracker_silences_every_recording_call() -> None:
-    called = {name for name, value in vars(Tracker).items() if not name.startswith("_") and name != "start"}
+    called = {
+        name for name, value in vars(Tracker).items() if not name.startswith("_") and name not in ("start", "live")
+    }
     assert called <= set(vars(NullTracker))
 
 

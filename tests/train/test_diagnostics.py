@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +27,13 @@ from tests.train.runs import tiny_config
 MOMENTS = dict.fromkeys(("hour", "price", "match"), (0.0, 1.0))
 
 
-def made(tmp_path: Path, kind: str = "mmoe") -> tuple[TrainTask, list[Batch]]:
+def made(tmp_path: Path, kind: str = "mmoe", requests: int = 20) -> tuple[TrainTask, list[Batch]]:
     dataset = write_log(tmp_path / "data", {"hf": 30, "sr": 20, "rp": 10})[0]
     model = replace(tiny_config().model, mixture=MixtureConfig(kind=kind, experts=3, hidden=(8,)))  # type: ignore[arg-type]
     plan = model_plan(tiny_config(model=model), dataset.schema, MOMENTS)
     torch.manual_seed(0)
     task = build_task(plan, table_device=torch.device("cpu"))
-    loader = Loader(dataset, plan.layout, LoaderConfig(requests_per_batch=20), days=None, seed=0)
+    loader = Loader(dataset, plan.layout, LoaderConfig(requests_per_batch=requests), days=None, seed=0)
     return task, list(loader.batches(0))
 
 
@@ -83,7 +85,7 @@ def test_shared_parameters_are_dense_and_of_no_surface(tmp_path: Path) -> None:
 
 
 def test_conflict_of_pairs(tmp_path: Path) -> None:
-    task, batches = made(tmp_path)
+    task, batches = made(tmp_path, requests=6)
     found = gradient_conflict(task, batches)
     assert set(found) == {("hf", "sr"), ("hf", "rp"), ("sr", "rp")}
     gradients = [surface_gradients(task, b) for b in batches]
@@ -92,11 +94,26 @@ def test_conflict_of_pairs(tmp_path: Path) -> None:
     got = found["hf", "rp"]
     assert got.mean_cosine == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
     assert got.opposed == sum(c < 0 for c in cosines) / len(cosines)
-    hf, rp = (sum(g[s] for g in gradients if s in g) for s in ("hf", "rp"))
-    assert got.cosine == pytest.approx(
-        float(F.cosine_similarity(torch.as_tensor(hf), torch.as_tensor(rp), dim=0)), abs=1e-5
+    hf, rp = (torch.stack([g[s] for g in gradients if s in g]).sum(0) for s in ("hf", "rp"))
+    assert got.cosine == pytest.approx(float(F.cosine_similarity(hf, rp, dim=0)), abs=1e-5)
+    # The interval by hand: the cosine with each batch left out, on Fisher's scale.
+    pairs = [(g.get("hf", torch.zeros_like(hf)), g.get("rp", torch.zeros_like(rp))) for g in gradients]
+    z = [math.atanh(float(F.cosine_similarity(hf - a, rp - b, dim=0))) for a, b in pairs]
+    error = math.sqrt((len(z) - 1) * statistics.pvariance(z))
+    assert got.cosine_interval == pytest.approx(
+        [math.tanh(math.atanh(got.cosine) + side * 1.959964 * error) for side in (-1, 1)], abs=1e-4
     )
-    assert got.norm_ratio == pytest.approx(float(torch.as_tensor(hf).norm() / torch.as_tensor(rp).norm()), rel=1e-4)
+    # Of a mean, on the plain scale, the jackknife is the standard error; cosines this small hardly feel Fisher's.
+    half = 1.959964 * statistics.stdev(cosines) / math.sqrt(len(cosines))
+    assert got.mean_cosine_interval is not None
+    assert math.dist([got.mean_cosine - half, got.mean_cosine + half], got.mean_cosine_interval) < 0.2 * half
+    assert got.norm_ratio == pytest.approx(float(hf.norm() / rp.norm()), rel=1e-4)
+
+
+def test_few_batches_give_no_interval(tmp_path: Path) -> None:
+    task, batches = made(tmp_path)
+    found = gradient_conflict(task, batches)["hf", "sr"]
+    assert (len(batches), found.cosine_interval, found.mean_cosine_interval) == (3, None, None)
 
 
 def test_a_model_without_gates_is_refused(tmp_path: Path) -> None:
