@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks, no real server")
     quick = parser.parse_args().quick
-    settings = Settings(requests=2_000, rounds=4, steps=20, log_steps=10, killed=False) if quick else Settings()
+    settings = Settings(requests=2_000, rounds=3, steps=50, killed=False) if quick else Settings()
     logging.getLogger("pipeline.tracking").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as name, joined() as ranks, silent_server() as silent:
         folder = Path(name)

@@ -51,7 +51,9 @@ def shares(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], t
         rows, columns: their names.
         title: of the figure.
     """
-    figure = Figure(figsize=(1.6 + 0.8 * len(columns), 1.2 + 0.4 * len(rows)), layout="constrained", dpi=120)
+    # As wide as its title at least, which is not shrunk to fit.
+    width = max(1.6 + 0.8 * len(columns), 0.5 + 0.09 * len(title))
+    figure = Figure(figsize=(width, 1.2 + 0.4 * len(rows)), layout="constrained", dpi=120)
     panel = figure.subplots()
     # The largest share is a middle grey, on which black numbers can be read.
     panel.imshow(values, cmap="Greys", vmin=0.0, vmax=max(1e-9, 2 * float(values.max())), aspect="auto")
@@ -60,7 +62,7 @@ def shares(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], t
             panel.text(j, i, f"{value:.2f}", ha="center", va="center", color="black")
     panel.set_yticks(range(len(rows)), rows)
     panel.set_xticks(range(len(columns)), columns)
-    panel.set_title(title)
+    figure.suptitle(title)
     return figure
 
 

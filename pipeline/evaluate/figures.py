@@ -124,6 +124,9 @@ def reliability(
                 yerr=[table.mean_label - low, high - table.mean_label],
                 fmt=MARKERS[i % len(MARKERS)] + LINES[i % len(LINES)],
                 color=GREYS[i % len(GREYS)],
+                # Every other one hollow and small, so that runs which agree do not hide each other.
+                fillstyle="none" if i % 2 else "full",
+                markersize=5,
                 capsize=2,
                 linewidth=1,
                 label=name,
