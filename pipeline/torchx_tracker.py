@@ -104,7 +104,7 @@ class JobTracker(TrackerBase):
         for run in (first, *others):
             if run is first or run.data.tags.get(KIND_TAG) == KIND:
                 known |= {n: v for n, v in run.data.tags.items() if _is_plain(n)}
-                known |= run.data.params | run.data.metrics
+                known |= {**run.data.params, **run.data.metrics}
             else:
                 known[f"run {run.info.run_name}"] = run.info.run_id
         return known
