@@ -7,7 +7,8 @@ quarter to four times its own learning rates (`model_space`); LightGBM as many t
 (`TREE_SPACE`) and early stopping in each. The first trial is the recipe as it stands, so nobody ends below it; then
 Optuna's TPE (Bergstra et al. 2011) with one seed. A trial that is worse than the median after its first fold is pruned.
 "separate" is three models, each searched on its own surface with all the trials: three times as many choices, to its
-favour, though each is made on fewer rows.
+favour, though each is made on fewer rows. The seed being one, the first five trials are the same for all who have the
+same space: the recipe and four drawn at random; only then does TPE choose and pruning set in.
 
 A fold is a day d of those before the backtest's test days, treated as the backtest treats its own: trained up to d-2,
 recalibrated (or stopped early) on d-1, scored on d. Judged by the NE of click, averaged over folds, over surfaces
@@ -189,7 +190,7 @@ def search(part: Part) -> Outcome:
     best = min((t for t in counted if t.state is TrialState.COMPLETE), key=lambda t: t.value or math.inf)
     values = {name: of.suggest(_fixed(best), name) for name, of in fields.items()}
     folds = [f"fold-{i}" for i in range(part.folds)]
-    records = part.folder.glob("trial-*/fold-*/run.json")
+    records = [r for t in counted for r in (part.folder / t.user_attrs[FOLDER]).glob("fold-*/run.json")]
     return Outcome(
         part=part.config.name,
         values={n: float(f"{v:.3g}") if isinstance(v, float) else v for n, v in values.items()},
