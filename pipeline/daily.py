@@ -115,7 +115,8 @@ class _Course:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.console, self.ranks, self.supervision, self.reporter = console, ranks, supervision, reporter
         self.scores: dict[str, Any] = {}
-        self.writer = CheckpointWriter(folder / "checkpoints", config.checkpoint, ranks, supervision.beat)
+        with supervision.watching():
+            self.writer = CheckpointWriter(folder / "checkpoints", config.checkpoint, ranks, supervision.beat)
 
     def follow(self, choices: DayChoices, warm: Path | None, fresh: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
         """Train on the days to come; returns those trained on, and whether the run was told to leave."""

@@ -16,6 +16,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,6 +69,14 @@ class Supervision:
         """Say that what follows has no steps."""
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The block counts as one step. For what makes groups of ranks: who makes one waits for its peers in a store,
+        and if the rank that keeps the store has stopped, the wait outlasts its own time-out."""
+        self.beat()
+        yield
+        self.rest()
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         self.leaving = True

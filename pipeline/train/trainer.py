@@ -110,13 +110,14 @@ class Trainer:
                     f"{self.days.train[-1]}; choose other days or leave the surface out of the recipe",
                     file=str(dataset.root),
                 )
-        self.model = self._sharded_model()
+        with self.supervision.watching():
+            self.model = self._sharded_model()
+            self.writer = writer or checkpoint.CheckpointWriter(folder, config.checkpoint, ranks, self.supervision.beat)
         self.total_steps = self.loader.steps * config.epochs
         self.optimizer = build_optimizer(self.model, config.optimizer, total_steps=self.total_steps)
         self.first_epoch = lesson.first_epoch if lesson is not None else 0
         self.last_epoch = self.first_epoch + config.epochs
         self.position = Position(self.first_epoch)
-        self.writer = writer or checkpoint.CheckpointWriter(folder, config.checkpoint, ranks, self.supervision.beat)
         # Name and metrics of what was last saved or loaded.
         self._saved = ""
         self._metrics: dict[str, float] = {}

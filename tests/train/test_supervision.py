@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from pipeline import job
+from pipeline.data.logs import Dataset
 from pipeline.job import membership
+from pipeline.train.sharding import Ranks, joined
+from pipeline.train.supervision import Supervision
+from pipeline.train.trainer import Trainer
 from tests.train.runs import tiny_config
 
 RANK = """
@@ -79,3 +83,20 @@ def test_ranks_join_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(membership.Supervision, "rest", lambda _: said.append("joined"))
     with job.member(tiny_config(), tmp_path):
         assert said == ["joining", "watched", "joined"]
+
+
+def test_groups_are_made_under_watch(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that ranks meet in has no time-out that holds if the rank that keeps it has stopped."""
+    said: list[str] = []
+    real = Ranks.apart
+
+    def apart(ranks: Ranks) -> Ranks:
+        said.append("apart")
+        return real(ranks)
+
+    monkeypatch.setattr(Ranks, "apart", apart)
+    monkeypatch.setattr(Supervision, "beat", lambda _: said.append("watched"))
+    monkeypatch.setattr(Supervision, "rest", lambda _: said.append("rests"))
+    with joined() as ranks:
+        Trainer(tiny_config(), Dataset.open(log), ranks, tmp_path, supervision=Supervision())
+    assert said == ["watched", "apart", "rests"]
