@@ -165,16 +165,17 @@ if evidence:
                 }
                 for e in evidence
             },
-            title="AUC of challengers less their champions, 95 % over users",
+            title="AUC less the champion's, or the trivial baseline's, 95 % over users",
             label="difference; right is better",
         )
     )
 
 # %%
+# Wave 0 is the separate models themselves.
 costs = {
     f"wave {e.wave}, {e.surface}": {"over separate": (e.measured.cost.over_separate, None, None)}
     for e in evidence
-    if e.measured.cost.over_separate is not None
+    if e.wave and e.measured.cost.over_separate is not None
 }
 if costs:
     display(

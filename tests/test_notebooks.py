@@ -83,7 +83,8 @@ def test_a_notebook_runs_from_an_empty_kernel(
 @pytest.mark.timeout(1800)
 def test_serving_shows_artifacts_and_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = execute(ROOT / "notebooks" / "serving.py", runs(tmp_path / "home"), tmp_path, monkeypatch)
-    assert images(path) == 4
+    # Latency, the plan, and the gates' differences; wave 0 costs what the separate models cost, which are the same.
+    assert images(path) == 3
 
 
 def test_a_home_without_runs_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
