@@ -48,6 +48,10 @@ class Args:
     lies in the run's traces/ and opens in chrome://tracing or ui.perfetto.dev."""
     register: bool = False
     """Export every surface afterwards and register it as challenger."""
+    latency_ms: float = 50.0
+    """With --register: what one run of an exported program may take here, as for `trefoil export`."""
+    memory_mb: float = 256.0
+    """With --register: the most memory that one may take."""
     json: bool = False
     """Print the result as JSON."""
     quiet: bool = False
@@ -59,6 +63,7 @@ def main(argv: list[str]) -> int:
     default = Args(recipe=recipe, data=data, config=config)
     args = parse(Args, argv, verb="train", description=DESCRIPTION, default=default)
     from pipeline import job  # here, because it brings torch
+    from pipeline.serve.bound import Budget
 
     if args.nproc < 1:
         raise ConfigError(f"--nproc is {args.nproc}; it must be at least 1")
@@ -90,7 +95,9 @@ def main(argv: list[str]) -> int:
         out.print(f"\ntold to leave: saved {result.checkpoint}; the same command with --run-dir {folder} goes on")
         return finish(summary, args.json)
     if args.register:
-        summary["registered"] = job.register(result, args.data, console=out)
+        summary["registered"] = job.register(
+            result, args.data, console=out, budget=Budget(latency_ms=args.latency_ms, memory_mb=args.memory_mb)
+        )
     out.print(f"\nrun {result.folder}\ncheckpoint {result.checkpoint}")
     return finish(summary, args.json)
 

@@ -23,6 +23,7 @@ from pipeline.job.membership import member, write_status
 from pipeline.job.record import experiment_of, start_tracker
 from pipeline.progress import Bar, Progress
 from pipeline.publish import export_surface, register_artifact
+from pipeline.serve.bound import DEFAULT_BUDGET, Budget
 from pipeline.train import checkpoint
 from pipeline.train.days import split_days
 from pipeline.train.trainer import Trainer
@@ -143,11 +144,18 @@ def start_warm(trainer: Trainer, warm: Path, fresh: tuple[str, ...], folder: Pat
     (folder / "warm_start.json").write_text(json.dumps([asdict(row) for row in report], indent=1) + "\n")
 
 
-def register(result: JobResult, data: Path, *, console: Console) -> dict[str, Any]:
+def register(result: JobResult, data: Path, *, console: Console, budget: Budget = DEFAULT_BUDGET) -> dict[str, Any]:
     """Export every surface of a finished job, checked on its test days, and register each as challenger.
 
+    Args:
+        result: of the job.
+        data: folder of its log.
+        console: where to tell of each artifact.
+        budget: what a run of an exported program may cost on this machine.
+
     Raises:
-        ArtifactError: an artifact's scores are not the trainer's; surfaces before it stay registered.
+        ArtifactError: an artifact's scores are not the trainer's, or not even one request stays within the budget;
+            surfaces before it stay registered.
         RegistryError: MLflow cannot be reached or fails.
     """
     dataset = Dataset.open(data)
@@ -157,7 +165,9 @@ def register(result: JobResult, data: Path, *, console: Console) -> dict[str, An
     for surface in state.config.surfaces:
         artifact = result.folder / "artifacts" / surface
         shutil.rmtree(artifact, ignore_errors=True)
-        exported = export_surface(result.checkpoint, surface, artifact, dataset=dataset, days=days, console=console)
+        exported = export_surface(
+            result.checkpoint, surface, artifact, dataset=dataset, days=days, budget=budget, console=console
+        )
         registered[surface] = exported | register_artifact(
             artifact,
             experiment=experiment_of(state.config),

@@ -66,7 +66,8 @@ def sweep(scorer: Scorer, graph: Program, budget: Budget) -> tuple[int, dict[str
         raise ArtifactError(
             f"one request of {CANDIDATES} candidates takes {first['latency_ms']:.3g} ms and "
             f"{first['memory_mb']:.3g} MB, the budget of a run is {budget.latency_ms:g} ms and "
-            f"{budget.memory_mb:g} MB; allow more, or give max_requests"
+            f"{budget.memory_mb:g} MB; allow more (--latency-ms, --memory-mb), or give trefoil export the "
+            "bound (--max-requests)"
         )
     best = min(p["latency_ms"] / p["requests"] for p in allowed)
     bound = max(p["requests"] for p in allowed if p["latency_ms"] / p["requests"] <= _SLOWER * best)

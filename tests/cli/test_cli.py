@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import job
 from pipeline.cli import VERBS, main
 from pipeline.data.simulate import SimulationConfig, simulate
+from pipeline.serve.bound import DEFAULT_BUDGET, Budget
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "mlflow", "polars", "pyarrow", "numpy", "pandas")
@@ -119,3 +121,17 @@ def test_a_reader_that_has_read_enough_gets_no_traceback() -> None:
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: trefoil train")
     assert done.stderr == ""
+
+
+def test_train_registers_within_the_budget_it_is_given(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow machine needs more than the default, and a run that took days must not fail for it."""
+    asked: list[Budget] = []
+    result = job.JobResult(folder=tmp_path, checkpoint=tmp_path, stopped=False, comparison=None, run_key=None)
+    monkeypatch.setattr(job, "run", lambda *_, **__: result)
+    monkeypatch.setattr(job, "register", lambda *_, budget, **__: asked.append(budget))
+    argv = ["train", "--recipe", "demo", "--data", str(log), "--run-dir", str(tmp_path), "--quiet"]
+    assert main([*argv, "--register", "--latency-ms", "400", "--memory-mb", "512"]) == 0
+    assert main([*argv, "--register"]) == 0
+    assert asked == [Budget(latency_ms=400, memory_mb=512), DEFAULT_BUDGET]
