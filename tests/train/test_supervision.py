@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import job
+from pipeline.config import CheckpointConfig
 from pipeline.data.logs import Dataset
 from pipeline.job import membership
+from pipeline.train.checkpoint import CheckpointWriter
 from pipeline.train.sharding import Ranks, joined
 from pipeline.train.supervision import Supervision
 from pipeline.train.trainer import Trainer
@@ -100,3 +105,33 @@ def test_groups_are_made_under_watch(tmp_path: Path, log: Path, monkeypatch: pyt
     with joined() as ranks:
         Trainer(tiny_config(), Dataset.open(log), ranks, tmp_path, supervision=Supervision())
     assert said == ["watched", "apart", "rests"]
+
+
+class Peers:
+    """Two ranks of which this is one; the other answers what it is told to, or has stopped."""
+
+    def __init__(self, answers: list[int]) -> None:
+        self.world_size, self.answers, self.asked = 2, answers, 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        if not self.answers:
+            raise RuntimeError("Timed out waiting 60000ms for recv operation to complete")
+        return values + self.answers.pop(0)
+
+
+@pytest.mark.parametrize(("answers", "beats"), [([0, 0, 1], 2), ([0], 1)])
+def test_who_waits_for_the_disk_asks_its_peers(tmp_path: Path, answers: list[int], beats: int) -> None:
+    """A rank that has written waits for those that have not, and goes on only while they answer."""
+    said: list[str] = []
+    with joined() as ranks:
+        writer = CheckpointWriter(tmp_path, CheckpointConfig(), ranks, lambda: said.append("beat"))
+        peers = Peers(answers)
+        stops = len(answers) == 1
+        writer.ranks = peers  # type: ignore[assignment]
+        writer._pending = Future()
+        writer._pending.set_result(tmp_path)
+        with pytest.raises(RuntimeError, match="Timed out") if stops else nullcontext():
+            writer.finish()
+    assert said == ["beat"] * beats
+    assert peers.asked == beats + 1

@@ -15,6 +15,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
@@ -95,16 +96,22 @@ class CheckpointWriter:
         return target
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is on disk.
+        """Wait until all ranks have the last checkpoint on disk; every rank calls this.
 
         Raises:
             CheckpointError: it could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            while not wait([pending], timeout=_BEAT_S).done:
+            while not self._all_wrote(pending):
                 self.beat()
             pending.result()
+
+    def _all_wrote(self, pending: Future[Path]) -> bool:
+        """Whether every rank is done, after a while. Ranks ask each other here, as in a step, so that one that stopped
+        is noticed as soon as there: the writing threads' own group waits for the slowest disk."""
+        done = len(wait([pending], timeout=_BEAT_S).done)
+        return int(self.ranks.sum(torch.tensor([done]))) == self.ranks.world_size
 
     @property
     def writing(self) -> bool:
