@@ -22,7 +22,7 @@ def test_a_short_campaign_loses_nothing() -> None:
     assert figures["kills"] == 2
     assert figures["kills_by_how"] == {"kill_launcher": 1, "kill_one": 1}
     assert figures["samples_lost"] == figures["samples_repeated"] == figures["checkpoints_unreadable"] == 0
-    assert figures["other_parameters"] == figures["unfinished"] == figures["processes_left"] == 0
+    assert figures["other_parameters"] == figures["unfinished"] == figures["processes_left"] == figures["hung"] == 0
     assert figures["problems"] == []
 
 

@@ -67,6 +67,7 @@ class Tally:
     promotions_unsound: int = 0
     records_lost: int = 0
     processes_left: int = 0
+    hung: int = 0
     same_ranks: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -94,6 +95,7 @@ class Tally:
             "promotions_unsound",
             "records_lost",
             "processes_left",
+            "hung",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -177,6 +179,9 @@ class Campaign:
             child = fork(launcher, rank, ranks[number], attempt, log=attempt / "launcher.log")
             status = wait_for(child, ATTEMPT_S)
             self.tally.attempts += 1
+            if status is None:
+                self.tally.hung += 1
+                self.tally.problems.append(f"{folder.name}: nobody noticed in {ATTEMPT_S:g} s what came of {blow}")
             if (attempt / "struck").exists() and blow is not None:
                 self.tally.kills[blow.how] += 1
                 self.tally.places[blow.where] += 1
