@@ -34,6 +34,8 @@ _TARGET = re.compile(
 _NEVER = re.compile(r"torch\.ops\.aten\.(from_file|save|load|_?print|warn|Python\w*)\.\w+")
 # The texts that operations of models take: kinds of padding, rounding, activation.
 _WORDS = {"constant", "reflect", "replicate", "circular", "none", "tanh", "trunc", "floor"}
+# Of torch.einsum: chd,hdD->chD.
+_EQUATION = re.compile(r"[A-Za-z]{1,8}(,[A-Za-z]{1,8}){0,3}->[A-Za-z]{0,8}")
 _NOT_PLAIN = {"as_graph", "as_graphs", "as_custom_obj", "as_operator", "as_complex"}
 _SIZE = re.compile(
     r"(?:(?:Symbol|Integer|Add|Mul|FloorDiv|CeilDiv|CleanDiv|Mod|PythonMod|Max|Min|Eq|Ne|Le|Lt|Ge|Gt)\("
@@ -145,7 +147,7 @@ def _field(name: str, value: Any) -> Iterator[str]:
             yield f"the operation {value!r:.80}"
         case "target" if isinstance(value, str) and (not _TARGET.fullmatch(value) or _NEVER.fullmatch(value)):
             yield f"the operation {value!r:.80}"
-        case "as_string" if value not in _WORDS:
+        case "as_string" if value not in _WORDS and not _EQUATION.fullmatch(str(value)):
             yield f"the text {value!r:.80}"
         case "as_strings" if value:
             yield f"the texts {value!r:.80}"

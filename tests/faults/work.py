@@ -107,6 +107,8 @@ def unreadable(folder: Path) -> list[str]:
             checkpoint.read_state(path)
             checkpoint.verify(path)
         except Exception as error:  # noqa: BLE001  any way of being unreadable counts
+            if not path.exists():
+                continue  # ranks that outlived their launcher were told to leave, and pruned it meanwhile
             problems.append(f"{path.name}: {error}")
     return problems + [f"{p.name} was set aside" for p in (folder / "checkpoints").glob("*.damaged")]
 
