@@ -16,10 +16,10 @@ from rich.console import Console
 from pipeline.config import RunConfig
 from pipeline.data.logs import Dataset
 from pipeline.errors import ConfigError
-from pipeline.evaluate.report import MODEL, as_dict, print_report
+from pipeline.evaluate.report import as_dict, print_report
 from pipeline.job import ConsoleReporter, go_on, member, start_tracker, start_warm, write_status
+from pipeline.job.judging import metrics_of
 from pipeline.progress import Bar
-from pipeline.tracking import metric_name
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointState, CheckpointWriter, Shelf
 from pipeline.train.days import DayChoices, Lesson, day_digest, days_to_come
@@ -188,13 +188,7 @@ class _Course:
         # The baseline must not know the day either.
         before = tuple(d for d in self.dataset.days if d in trainer.lesson.days_done)
         comparison = judge(predictions, self.dataset, before, resamples=self.config.bootstrap_resamples)
-        values = {
-            metric_name(surface, task, metric, split=NEXT): estimate.value
-            for surface, tasks in comparison.scores[MODEL].items()
-            for task, score in tasks.items()
-            for metric, estimate in score.estimates.items()
-            if estimate.value is not None
-        }
+        values = metrics_of(comparison, split=NEXT)
         self.reporter.tracker.log_metrics(values, step=trainer.position.epoch)
         scored = checkpoint.newest(self.folder / "checkpoints")
         if scored is not None:

@@ -34,19 +34,23 @@ def judge_days(trainer: Trainer, folder: Path, console: Console, tracker: Tracke
     return comparison
 
 
-def _report(
-    trainer: Trainer, split: str, predictions: Predictions, folder: Path, console: Console, tracker: Tracker
-) -> Comparison:
-    resamples = trainer.config.bootstrap_resamples
-    comparison = judge(predictions, trainer.dataset, trainer.days.train, resamples=resamples)
-    values = {
+def metrics_of(comparison: Comparison, *, split: str) -> dict[str, float]:
+    """What MLflow keeps of the model's scores: every metric that has a value, by its name there."""
+    return {
         metric_name(surface, task, metric, split=split): estimate.value
         for surface, tasks in comparison.scores[MODEL].items()
         for task, score in tasks.items()
         for metric, estimate in score.estimates.items()
         if estimate.value is not None
     }
-    tracker.log_metrics(values, step=trainer.total_steps)
+
+
+def _report(
+    trainer: Trainer, split: str, predictions: Predictions, folder: Path, console: Console, tracker: Tracker
+) -> Comparison:
+    resamples = trainer.config.bootstrap_resamples
+    comparison = judge(predictions, trainer.dataset, trainer.days.train, resamples=resamples)
+    tracker.log_metrics(metrics_of(comparison, split=split), step=trainer.total_steps)
     path = folder / f"{split}_{METRICS}"
     path.write_text(json.dumps({"days": predictions.dates, **as_dict(comparison)}, indent=1) + "\n")
     tracker.log_artifact(path)
