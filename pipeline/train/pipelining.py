@@ -49,6 +49,17 @@ class _WholePrefetch(_Whole, PrefetchTrainPipelineSparseDist[Any, Any]):
     """The same, and fills the caches of tables in the host's memory one batch ahead."""
 
 
+class _OneByOne(TrainPipelineBase[Any, Any]):
+    """Without overlap, for one run of batches after another: TorchRec's own ends for good with the first."""
+
+    def progress(self, dataloader_iter: Iterator[Any]) -> Any:
+        try:
+            return super().progress(dataloader_iter)
+        except StopIteration:
+            self._reset_data_iter()
+            raise
+
+
 def build_pipeline(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: ShardingConfig, device: torch.device
 ) -> TrainPipelineBase[Any, Any] | TrainPipelineSparseDist[Any, Any]:
@@ -57,7 +68,7 @@ def build_pipeline(
     Its first step raises a ConfigError that names each sharded module that cannot be pipelined, and why.
     """
     if not config.pipeline:
-        return TrainPipelineBase(model, optimizer, device)
+        return _OneByOne(model, optimizer, device)
     return (_WholePrefetch if config.prefetch else _Whole)(model, optimizer, device)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.config import ComputeConfig
+from pipeline.config import ComputeConfig, ShardingConfig
 from pipeline.errors import ConfigError
 from pipeline.job import precision
 from tests.train.runs import parameters, predictions, tiny_config, train
@@ -25,6 +26,14 @@ def test_micro_batches_train_as_the_whole_batch_does(log: Path, usual: dict[str,
     want = parameters(usual["checkpoint"])
     for name, value in parameters(found["checkpoint"]).items():
         np.testing.assert_allclose(value, want[name], rtol=2e-3, atol=2e-5, err_msg=name)
+
+
+def test_without_overlap_every_epoch_is_trained_and_every_day_scored(log: Path, tmp_path: Path) -> None:
+    run = tiny_config(epochs=2)
+    usual = train(run, log, tmp_path / "usual")
+    found = train(replace(run, sharding=ShardingConfig(pipeline=False)), log, tmp_path / "found")
+    assert found["losses"] == usual["losses"]
+    assert found["predictions"] == usual["predictions"]
 
 
 def test_bf16_trains_near_float32_and_scores_in_float32(log: Path, usual: dict[str, Any], tmp_path: Path) -> None:
