@@ -144,11 +144,9 @@ daily = {day: compare({arm: both.select(dates=[day])}, resamples=RESAMPLES).scor
 charts.bands(
     {
         surface: {
-            arm: charts.Band(
-                x=[day[5:] for day in daily],
-                y=[daily[day][surface][TASK]["calibration"].value for day in daily],
-                low=[daily[day][surface][TASK]["calibration"].low for day in daily],
-                high=[daily[day][surface][TASK]["calibration"].high for day in daily],
+            arm: charts.Band.of(
+                [day[5:] for day in daily],
+                [tuple(of[surface][TASK]["calibration"].as_list()) for of in daily.values()],
             )
         }
         for surface in predictions[arm].surfaces

@@ -33,7 +33,7 @@ from pipeline.evaluate import charts, figures
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.report import print_report
 from pipeline.evaluate.results import parse_arms, predictions_of, runs_of
-from pipeline.evaluate.seeds import over_seeds
+from pipeline.evaluate.seeds import curve_over_seeds, over_seeds
 from pipeline.tracking.runs import metric_history
 
 HOME = default_home().absolute()
@@ -91,18 +91,24 @@ figures.roc({arm: seeds[0] for arm, seeds in predictions.items()}, task=TASK, re
 # %% [markdown]
 # ## Learning
 #
-# Training loss of the first seed. Models of single surfaces see their own rows alone, so their losses lie at the level
-# of their surfaces: compare forms, not heights.
+# Training loss, mean over seeds with Student's 95 % interval of that mean. Seeds differ in first values and in the
+# order of the data, so each batch's luck is in it too; of one seed there is no interval. Models of single surfaces see
+# their own rows alone, so their losses lie at the level of their surfaces: compare forms, not heights.
 
 # %%
 loss = {
-    run.tags["recipe"]: metric_history(HOME, run, f"train/{TASK}/loss")
+    parts[0].tags["recipe"]: curve_over_seeds([metric_history(HOME, run, f"train/{TASK}/loss") for run in parts])
     for seeds in runs.values()
-    for run in next(iter(seeds.values()))
+    for parts in zip(*seeds.values(), strict=True)
 }
-charts.curves(
-    {recipe: line for recipe, line in loss.items() if line[0]},
-    title=f"{TASK}: training loss, first seed of each",
+charts.bands(
+    {
+        recipe: {"loss": charts.Band.of(steps, [tuple(e.as_list()) for e in estimates])}
+        for recipe, (steps, estimates) in loss.items()
+        if steps
+    },
+    title=f"{TASK}: training loss, mean over seeds, 95 % over seeds",
     x="step",
-    y="log loss",
+    y="log loss, nats",
+    columns=3,
 )

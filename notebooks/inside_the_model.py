@@ -143,14 +143,7 @@ if history:
     display(
         charts.bands(
             {
-                surface: {
-                    "lift": charts.Band(
-                        x=list(ages),
-                        y=[of.lift.value for of in ages.values()],
-                        low=[of.lift.value if of.lift.low is None else of.lift.low for of in ages.values()],
-                        high=[of.lift.value if of.lift.high is None else of.lift.high for of in ages.values()],
-                    )
-                }
+                surface: {"lift": charts.Band.of(list(ages), [tuple(of.lift.as_list()) for of in ages.values()])}
                 for surface, ages in aged.items()
             },
             title=f"{arm}: attention to events by age, 95 % over users",

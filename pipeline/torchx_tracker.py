@@ -178,6 +178,7 @@ class JobTracker(TrackerBase):
 
     def close(self) -> None:
         """Finish the runs that were made for what jobs told; done at the end of the process too."""
+        atexit.unregister(self.close)
         while self._made:
             self._made.popitem()[1].finish()
 
@@ -207,7 +208,8 @@ class JobTracker(TrackerBase):
                 experiment=EXPERIMENT,
                 tags={KIND_TAG: KIND, JOB_TAG: handle},
             )
-            atexit.register(self.close)
+            if len(self._made) == 1:
+                atexit.register(self.close)
         return self._made[handle]
 
 

@@ -1,4 +1,4 @@
-"""Forms of figures that know nothing of runs: bars, curves, bands, points, shares.
+"""Forms of figures that know nothing of runs: bars, bands, points, shares.
 
 Each function returns a Matplotlib figure, titled and labelled, readable in grey: series differ by marker and line, not
 by colour alone. Figures are made without pyplot, so nothing is left open and no display is wanted.
@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
@@ -32,7 +32,7 @@ class Band:
     Args:
         x: numbers, or names of steps.
         y: values.
-        low, high: ends of the intervals; None for a line without.
+        low, high: ends of the intervals, NaN where there is none; None for a line without.
         joined: whether a line joins the points.
     """
 
@@ -41,6 +41,14 @@ class Band:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     joined: bool = True
+
+    @classmethod
+    def of(cls, x: Sequence[float] | Sequence[str], triples: Sequence[Triple]) -> Band:
+        """A line through triples that have values; what lacks an end gets no interval."""
+        ends = np.array([(low, high) for _, low, high in triples], dtype=float).reshape(-1, 2)
+        ends[np.isnan(ends).any(axis=1)] = np.nan
+        y = np.array([value for value, _, _ in triples], dtype=float)
+        return cls(x=x, y=y.tolist(), low=ends[:, 0].tolist(), high=ends[:, 1].tolist())
 
 
 def shares(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
@@ -108,34 +116,6 @@ def bars(
     return figure
 
 
-def curves(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x: str, y: str, log_x: bool = False
-) -> Figure:
-    """Lines, one a series of (x values, y values)."""
-    figure, (panel,) = panels_in_a_row(1, height=3.2, width=5.5)
-    for i, (name, (xs, ys)) in enumerate(series.items()):
-        panel.plot(
-            xs,
-            ys,
-            marker=MARKERS[i % len(MARKERS)] if len(xs) <= 20 else None,
-            linestyle=LINES[i % len(LINES)],
-            color=GREYS[i % len(GREYS)],
-            label=name,
-            linewidth=1.2,
-            markersize=4,
-        )
-    panel.set_xlabel(x)
-    panel.set_ylabel(y)
-    if log_x:
-        panel.set_xscale("log")
-    elif all(float(value).is_integer() for xs, _ in series.values() for value in xs):
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(series) > 1:
-        panel.legend(frameon=False)
-    figure.suptitle(title)
-    return figure
-
-
 def bands(
     panels: Mapping[str, Mapping[str, Band]],
     *,
@@ -192,15 +172,20 @@ def bands(
 
 
 def _draw_band(axis: Axes, name: str, band: Band, i: int) -> None:
-    y = np.asarray(band.y, dtype=float)
+    y, few = np.asarray(band.y, dtype=float), len(band.x) <= 20
     error = None
     if band.low is not None and band.high is not None:
-        error = [y - np.asarray(band.low, dtype=float), np.asarray(band.high, dtype=float) - y]
+        low, high = np.asarray(band.low, dtype=float), np.asarray(band.high, dtype=float)
+        if few:
+            error = [y - low, high - y]
+        else:
+            # Bars at so many points would hide the line.
+            axis.fill_between(band.x, low, high, color=GREYS[i % len(GREYS)], alpha=0.25, linewidth=0)
     axis.errorbar(
         band.x,
         y,
         yerr=error,
-        marker=MARKERS[i % len(MARKERS)] if len(band.x) <= 20 else None,
+        marker=MARKERS[i % len(MARKERS)] if few else None,
         markersize=4,
         linestyle=LINES[i % len(LINES)] if band.joined else "none",
         color=GREYS[i % len(GREYS)],

@@ -19,11 +19,10 @@ from pipeline.evaluate import charts
 from pipeline.evaluate.bootstrap import Estimate, UserBootstrap, roc_intervals
 from pipeline.evaluate.charts import GREYS, LINES, MARKERS, STYLE, Triple, panels_in_a_row
 from pipeline.evaluate.compare import Comparison
-from pipeline.evaluate.metrics import LOWER_IS_BETTER, deciles, undefined
+from pipeline.evaluate.metrics import LOWER_IS_BETTER, deciles, undefined, wilson
 from pipeline.evaluate.predictions import USER_ID, Predictions, TaskRows
 from pipeline.evaluate.seeds import SeedSpread
 
-BOUND = 1.959964  # of a standard normal, 95 %
 # False positive rates of the bars on a ROC curve, and how far apart two runs' stand.
 ROC_BARS, ROC_SIDE = np.array([0.1, 0.3, 0.5, 0.7, 0.9]), 0.03
 NAMES = {"auc": "AUC", "ne": "normalised entropy", "log_loss": "log loss", "calibration": "calibration ratio"}
@@ -103,7 +102,7 @@ def reliability(
 ) -> Figure:
     """Observed rate against predicted probability by score decile, one panel a surface.
 
-    The bars are 95 % intervals of the observed rate (Wilson, "Probable inference", JASA 1927).
+    The bars are 95 % intervals of the observed rate over rows, by `pipeline.evaluate.metrics.wilson`.
 
     Args:
         runs: predictions by name.
@@ -117,7 +116,7 @@ def reliability(
         top = 0.0
         for i, (name, predictions) in enumerate(runs.items()):
             table = deciles(predictions.rows(surface, task))
-            low, high = _wilson(table.mean_label, table.weight)
+            low, high = wilson(table.mean_label, table.effective)
             panel.errorbar(
                 table.mean_p,
                 table.mean_label,
@@ -137,7 +136,7 @@ def reliability(
         panel.set_xlabel("predicted probability")
     panels[0].set_ylabel("observed rate")
     panels[-1].legend(frameon=False)
-    figure.suptitle(title or f"{task}: reliability by score decile, 95 % intervals")
+    figure.suptitle(title or f"{task}: reliability by score decile, 95 % over rows")
     return figure
 
 
@@ -276,12 +275,3 @@ def _ratio_axis(panel: Axes) -> tuple[float, float]:
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_minor_formatter(NullFormatter())
     return low, high
-
-
-def _wilson(rate: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of a rate over so many rows, arrays [B]."""
-    centre = rate + BOUND**2 / (2 * rows)
-    half = BOUND * np.sqrt(rate * (1 - rate) / rows + BOUND**2 / (4 * rows**2))
-    scale = 1 + BOUND**2 / rows
-    # The interval holds the rate; at rates of 0 and 1, where its end is the rate, rounding may leave it outside.
-    return np.minimum((centre - half) / scale, rate), np.maximum((centre + half) / scale, rate)

@@ -28,6 +28,7 @@ METRICS = ("auc", "log_loss", "ne", "calibration", "ece")
 LOWER_IS_BETTER = frozenset({"log_loss", "ne", "ece"})
 ETA = 1e-12  # probabilities are clipped to [ETA, 1 - ETA], as torchrec does
 BINS = 10
+BOUND = 1.959964  # of a standard normal, 95 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,17 @@ class TaskMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class DecileTable:
-    """A reliability curve: score deciles from low to high. Arrays [B], B <= 10; equal scores share a decile."""
+    """A reliability curve: score deciles from low to high. Arrays [B], B <= 10; equal scores share a decile.
+
+    Args:
+        weight: sum of the rows' weights.
+        effective: rows of equal weight that would tell as much (Kish, "Survey Sampling", 1965).
+        mean_p: mean predicted probability.
+        mean_label: observed rate.
+    """
 
     weight: np.ndarray
+    effective: np.ndarray
     mean_p: np.ndarray
     mean_label: np.ndarray
 
@@ -152,12 +161,25 @@ def decile_of(p: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def deciles(rows: TaskRows) -> DecileTable:
     """The reliability curve of these rows."""
     bins = decile_of(rows.p, rows.weight)
-    weight, p, label = (
-        np.bincount(bins, weights=rows.weight * by, minlength=BINS) for by in (np.ones_like(rows.p), rows.p, rows.label)
+    weight, squares, p, label = (
+        np.bincount(bins, weights=rows.weight * by, minlength=BINS)
+        for by in (np.ones_like(rows.p), rows.weight, rows.p, rows.label)
     )
     filled = weight > 0
-    weight, p, label = weight[filled], p[filled], label[filled]
-    return DecileTable(weight=weight, mean_p=p / weight, mean_label=label / weight)
+    weight, squares, p, label = weight[filled], squares[filled], p[filled], label[filled]
+    return DecileTable(weight=weight, effective=weight**2 / squares, mean_p=p / weight, mean_label=label / weight)
+
+
+def wilson(rate: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % interval of a rate over so many independent rows, arrays [B].
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    centre = rate + BOUND**2 / (2 * rows)
+    half = BOUND * np.sqrt(rate * (1 - rate) / rows + BOUND**2 / (4 * rows**2))
+    scale = 1 + BOUND**2 / rows
+    # The interval holds the rate; at rates of 0 and 1, where its end is the rate, rounding may leave it outside.
+    return np.minimum((centre - half) / scale, rate), np.maximum((centre + half) / scale, rate)
 
 
 def ece(rows: TaskRows) -> float:

@@ -9,6 +9,8 @@ with v_users from the width of the interval over users and s^2 the seeds' sample
 value +- t * sqrt(v), t of Student's distribution with Satterthwaite's degrees of freedom ("An Approximate Distribution
 of Estimates of Variance Components", Biometrics Bulletin 1946). Few seeds make it wide, as they should: Bouthillier et
 al., "Accounting for Variance in Machine Learning Benchmarks", MLSys 2021.
+
+A curve, such as the loss by step, has Student's interval of its mean over seeds at each step.
 """
 
 from __future__ import annotations
@@ -61,6 +63,30 @@ def over_seeds(
                 difference=_widened(found, ours, reference, comparison.level),
             )
     return result
+
+
+def curve_over_seeds(
+    curves: Sequence[tuple[Sequence[int], Sequence[float]]], *, level: float = 0.95
+) -> tuple[list[int], list[Estimate]]:
+    """Steps, and at each the mean over seeds with Student's interval; one seed has none.
+
+    Args:
+        curves: steps and values of each seed; steps that some seed lacks are left out.
+        level: coverage of the intervals, which hold at each step alone.
+    """
+    by_step = [dict(zip(*curve, strict=True)) for curve in curves]
+    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
+    n = len(by_step)
+    found = []
+    for step in steps:
+        values = np.array([curve[step] for curve in by_step])
+        mean = float(values.mean())
+        if n < 2:
+            found.append(Estimate(value=mean, low=None, high=None, reason="one seed; its spread wants at least two"))
+            continue
+        half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / n**0.5)
+        found.append(Estimate(value=mean, low=mean - half, high=mean + half))
+    return steps, found
 
 
 def _by_seed(seeds: Predictions | Sequence[Predictions], surface: str, task: str, metric: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,12 +44,13 @@ def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision
         ConfigError: the folder holds a run of another configuration.
     """
     stacks = stacks_file(folder, int(os.environ.get("RANK", "0")))
-    with (
-        Supervision(stacks, config.timeout_s) as supervision,
-        # Ranks that wait for a hung one must outlive the watch, so that it can write their stacks too.
-        _watched(supervision, joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S)) as ranks,
-        _alone(folder, ranks, patience_s=min(FOLDER_PATIENCE_S, config.timeout_s)),
-    ):
+    with ExitStack() as stack:
+        supervision = stack.enter_context(Supervision(stacks, config.timeout_s))
+        # Watched, because if the first rank stops before it has joined, the others wait in its store for ever.
+        with supervision.watching():
+            # Ranks that wait for a hung one must outlive the watch, so that it can write their stacks too.
+            ranks = stack.enter_context(joined(timeout_s=config.timeout_s + COLLECTIVE_MARGIN_S))
+        stack.enter_context(_alone(folder, ranks, patience_s=min(FOLDER_PATIENCE_S, config.timeout_s)))
         if ranks.is_first:
             _claim(folder, config)
             write_status(folder, ranks, "running")
@@ -59,15 +60,6 @@ def member(config: RunConfig, folder: Path) -> Iterator[tuple[Ranks, Supervision
         except BaseException as error:
             write_status(folder, ranks, "failed", error=without_passwords(error).splitlines()[:1])
             raise
-
-
-@contextmanager
-def _watched(supervision: Supervision, joining: AbstractContextManager[Ranks]) -> Iterator[Ranks]:
-    """The ranks, joined under watch: if the first stops before, the others would wait in its store for ever."""
-    supervision.beat()
-    with joining as ranks:
-        supervision.rest()
-        yield ranks
 
 
 @contextmanager

@@ -64,11 +64,13 @@ class CostMeasurements:
     """What a challenger costs to serve on the surface's own shape; all models are timed in turn, in one process.
 
     Args:
-        ms: a request, median.
+        ms: a request, median over rounds.
         p99_ms: a batch.
         requests_per_second: of one thread.
         over_separate: its cost over that of the surface's separate model; median over rounds of the ratio.
         over_champion: the same over the champion's.
+        ms_interval, over_separate_interval: ends of the medians' 95 % intervals over rounds, by order statistics: how
+            well this machine tells, not how other machines would do.
     """
 
     ms: float | None = None
@@ -76,6 +78,8 @@ class CostMeasurements:
     requests_per_second: float | None = None
     over_separate: float | None = None
     over_champion: float | None = None
+    ms_interval: tuple[float, float] | None = None
+    over_separate_interval: tuple[float, float] | None = None
 
 
 @with_config(_STRICT)

@@ -18,7 +18,7 @@ from pipeline.rollout.costs import CostProfile
 from pipeline.rollout.measurements import CostMeasurements
 from pipeline.schema import HISTORY_TIME_MS
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.measure import one_thread
+from pipeline.serve.measure import one_thread, percentile_interval
 from pipeline.serve.parity import held_out
 from pipeline.serve.scorer import Scorer
 
@@ -90,10 +90,13 @@ def cost_profile(times: np.ndarray, *, candidates: int, history: int) -> CostPro
 def cost_measurements(times: np.ndarray, separate: np.ndarray, champion: np.ndarray) -> CostMeasurements:
     """What the gates want to know of a model's times, beside those of the separate model and the champion."""
     ms = float(np.median(times)) / REQUESTS
+    ratio = times / separate
     return CostMeasurements(
         ms=ms,
         p99_ms=float(np.percentile(times, 99)),
         requests_per_second=1000 / ms,
-        over_separate=float(np.median(times / separate)),
+        over_separate=float(np.median(ratio)),
         over_champion=float(np.median(times / champion)),
+        ms_interval=percentile_interval(times / REQUESTS, 50),
+        over_separate_interval=percentile_interval(ratio, 50),
     )

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipeline.rollout import report_figures as figures
 from pipeline.rollout.gates import Decision
 from pipeline.rollout.measurements import CostMeasurements, Interval
 from pipeline.rollout.plan import STEPS, RolloutPlan
 from pipeline.rollout.results import WaveResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-GOOD, BAD, PLAIN, SOFT = "#1a7f4b", "#c0392b", "#2c5d8f", "#9aa5b1"
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
@@ -45,29 +38,32 @@ def report_html(result: WaveResult, plan: RolloutPlan) -> str:
     title = f"Wave {result.wave}: {', '.join(result.decisions)}"
     wave = None if result.wave == 0 else plan.wave(result.wave)
     what = "The separate models, as they serve before unification." if wave is None else f"{wave.why}."
-    rival = "the trivial baseline (earlier rates of ad and user)" if result.wave == 0 else "its champion"
+    baseline = "the trivial baseline (earlier rates of ad and user)"
+    champions = result.champions.values()
+    rival = f"its champion or, where nothing served before, {baseline}" if any(champions) else baseline
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(what)} {len(passed)} of {len(result.decisions)} surfaces passed every gate. '
         f"Each is compared with {rival} on {', '.join(result.evaluation_days)}.</p>",
         _cards(result),
-        "<h2>Lifts</h2><p class='lead'>Challenger less champion, paired over users, 95 % intervals. The dashed line is "
-        "the margin that the gate wants the whole interval to clear.</p>",
-        _svg(_lift_figure(result, plan)),
+        "<h2>Lifts</h2><p class='lead'>Challenger less what it is compared with, paired over users, 95 % intervals; "
+        "filled where they leave out 0. The dashed line is the margin that the gate wants the whole interval to clear."
+        "</p>",
+        figures.lifts(result, plan),
         _quality_table(result),
-        "<h2>Calibration</h2><p class='lead'>Observed rate over predicted probability by score decile; the diagonal is "
-        "right.</p>",
-        _svg(_reliability_figure(result)),
+        "<h2>Calibration</h2><p class='lead'>Observed rate over predicted probability by score decile, 95 % "
+        "intervals over rows (Wilson); the diagonal is right.</p>",
+        figures.reliability(result),
         "<h2>Cost</h2><p class='lead'>Processor time of one thread per request, at each surface's own mean request; "
-        "all models timed in turn in one process.</p>",
-        _svg(_cost_figure(result, plan)),
+        "all models timed in turn in one process; medians, 95 % intervals over the rounds.</p>",
+        figures.cost(result, plan),
         _cost_table(result, plan),
     ]
     if result.rungs:
         sections += [
             "<h2>Ladder</h2><p class='lead'>Every step of the wave: what it changed, against the last step that was "
-            "kept.</p>",
-            _svg(_ladder_figure(result)),
+            "kept. 95 % intervals: of AUC over users, of cost over the rounds.</p>",
+            figures.ladder(result),
             _ladder_table(result),
         ]
     sections += ["<h2>Gates</h2>", *(_verdict_table(d) for d in result.decisions.values())]
@@ -89,7 +85,7 @@ def report_html(result: WaveResult, plan: RolloutPlan) -> str:
 def _cards(result: WaveResult) -> str:
     cards = []
     for surface, decision in result.decisions.items():
-        colour = GOOD if decision.passed else BAD
+        colour = figures.GOOD if decision.passed else figures.BAD
         champion = result.champions[surface]
         versus = "nothing served before" if champion is None else f"against champion version {champion}"
         if decision.passed:
@@ -112,123 +108,6 @@ def _cards(result: WaveResult) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _figure(width: float, height: float, columns: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots(1, columns, squeeze=False, sharey=sharey)[0].tolist()
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8, colors="#52606d")
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    """The figure's SVG element; the same figure gives the same text."""
-    import matplotlib as mpl
-
-    out = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "trefoil", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _lift_figure(result: WaveResult, plan: RolloutPlan) -> Figure:
-    rows = [(s, t, of) for s, m in result.measurements.items() for t, of in m.tasks.items()][::-1]
-    figure, (left, right) = _figure(9.5, 0.9 + 0.42 * max(1, len(rows)), 2, sharey=True)
-    limits = plan.thresholds
-    for axis, name, title, margin, sign in (
-        (left, "auc_difference", "AUC, right is better", -limits.auc_margin, 1),
-        (right, "ne_difference", "NE, left is better", limits.ne_margin, -1),
-    ):
-        axis.axvline(0, color="#1f2933", linewidth=0.8)
-        axis.axvline(margin, color=BAD, linewidth=1, linestyle="--")
-        axis.set_title(title, fontsize=9, loc="left", color="#52606d")
-        for y, (_, _, of) in enumerate(rows):
-            d: Interval | None = getattr(of, name)
-            if d is None or d.value is None or d.low is None or d.high is None:
-                axis.text(0, y, " not measured", fontsize=8, color=BAD, va="center")
-                continue
-            low, high = sorted((sign * d.low, sign * d.high))
-            colour = GOOD if low > 0 else BAD if high < 0 else PLAIN
-            axis.plot([d.low, d.high], [y, y], color=colour, linewidth=2)
-            axis.plot(d.value, y, "o", color=colour, markersize=5)
-            axis.annotate(f"{d.value:+.4f}", (d.value, y), (0, 6), textcoords="offset points", fontsize=7, ha="center")
-    left.set_yticks(range(len(rows)), [f"{s} {t}" for s, t, _ in rows])
-    left.set_ylim(-0.6, len(rows) - 0.3)
-    return figure
-
-
-def _reliability_figure(result: WaveResult) -> Figure:
-    surfaces = list(result.curves)
-    figure, axes = _figure(9.5, 3.1, max(1, len(surfaces)))
-    for axis, surface in zip(axes, surfaces, strict=False):
-        task = next(iter(result.curves[surface]))
-        top = 0.0
-        for name, colour in (("champion", SOFT), ("challenger", PLAIN)):
-            curve = result.curves[surface][task].get(name)
-            if curve is None:
-                continue
-            axis.plot(curve.mean_p, curve.mean_label, "o-", color=colour, markersize=4, linewidth=1.4, label=name)
-            top = max([top, *curve.mean_p, *curve.mean_label])
-        axis.plot([0, top], [0, top], color="#1f2933", linewidth=0.8, linestyle=":")
-        axis.set_title(f"{surface}, {task}", fontsize=9, loc="left", color="#52606d")
-        axis.set_xlabel("predicted", fontsize=8)
-        axis.legend(fontsize=7, frameon=False)
-    axes[0].set_ylabel("observed", fontsize=8)
-    return figure
-
-
-def _cost_figure(result: WaveResult, plan: RolloutPlan) -> Figure:
-    surfaces = list(result.measurements)
-    figure, (axis,) = _figure(9.5, 0.8 + 0.75 * len(surfaces), 1)
-    kinds = (
-        ("separate", SOFT, result.separate_cost),
-        ("champion", "#7fa8cf", result.champion_cost),
-        ("challenger", PLAIN, {s: m.cost for s, m in result.measurements.items()}),
-    )
-    for i, surface in enumerate(surfaces[::-1]):
-        for k, (name, colour, costs) in enumerate(kinds):
-            ms = costs[surface].ms if surface in costs else None
-            if ms is None:
-                continue
-            y = i + 0.25 * (1 - k)
-            axis.barh(y, ms, height=0.22, color=colour, label=name if i == 0 else None)
-            axis.annotate(f"{ms:.2f}", (ms, y), (3, 0), textcoords="offset points", fontsize=7, va="center")
-        separate = result.separate_cost[surface].ms if surface in result.separate_cost else None
-        if separate is not None:
-            limit = separate * plan.thresholds.cost_growth
-            axis.plot([limit, limit], [i - 0.4, i + 0.4], color=BAD, linewidth=1.2, linestyle="--")
-    axis.set_yticks(range(len(surfaces)), surfaces[::-1])
-    axis.set_xlabel("ms a request; dashed: the envelope", fontsize=8)
-    axis.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
-    return figure
-
-
-def _ladder_figure(result: WaveResult) -> Figure:
-    """First task's AUC and cost by step, a line for each surface."""
-    steps = [r.step for r in result.rungs]
-    figure, (left, right) = _figure(9.5, 3.2, 2)
-    for surface, colour in zip(result.measurements, (PLAIN, "#c77d1e", GOOD, "#7d4bb0", BAD), strict=False):
-        auc = [next(iter(r.auc[surface].values())).value if surface in r.auc else None for r in result.rungs]
-        cost = [r.cost[surface].ms if surface in r.cost else None for r in result.rungs]
-        for axis, values in ((left, auc), (right, cost)):
-            known = [(i, v) for i, v in enumerate(values) if v is not None]
-            axis.plot([i for i, _ in known], [v for _, v in known], "-", color=colour, linewidth=1.4, label=surface)
-            for i, v in known:
-                axis.plot(i, v, "o" if result.rungs[i].kept else "x", color=colour, markersize=6)
-    for axis, title in ((left, "AUC of the first task"), (right, "ms a request")):
-        axis.set_title(f"{title} (x: dropped)", fontsize=9, loc="left", color="#52606d")
-        axis.set_xticks(range(len(steps)), steps, rotation=30, ha="right", fontsize=8)
-        axis.legend(fontsize=7, frameon=False)
-    return figure
-
-
 def _quality_table(result: WaveResult) -> str:
     rows = [
         [
@@ -242,9 +121,7 @@ def _quality_table(result: WaveResult) -> str:
         for surface, measured in result.measurements.items()
         for task, of in measured.tasks.items()
     ]
-    return _table(
-        ("surface", "task", "champion AUC", "challenger AUC", "challenger NE", "challenger calibration"), rows
-    )
+    return _table(("surface", "task", "rival's AUC", "challenger AUC", "challenger NE", "challenger calibration"), rows)
 
 
 def _cost_table(result: WaveResult, plan: RolloutPlan) -> str:
@@ -261,7 +138,7 @@ def _cost_table(result: WaveResult, plan: RolloutPlan) -> str:
                 surface,
                 *(_number(None if c is None else c.ms, ".3f") for c in cells),
                 _number(predicted, ".3f"),
-                _number(measured.cost.over_separate, ".2f"),
+                _ranged(_ratio(measured.cost), ".2f"),
                 _number(measured.cost.requests_per_second, ",.0f"),
                 _number(measured.cost.p99_ms, ".1f"),
                 _number(plan.thresholds.p99_ms.get(surface), ".1f"),
@@ -348,6 +225,11 @@ def _ranged(of: Interval | None, form: str = ".4f") -> str:
         return "—"
     ends = "" if of.low is None or of.high is None else f" [{of.low:{form}}, {of.high:{form}}]"
     return f"{of.value:{form}}{ends}"
+
+
+def _ratio(cost: CostMeasurements) -> Interval:
+    low, high = cost.over_separate_interval or (None, None)
+    return Interval(value=cost.over_separate, low=low, high=high)
 
 
 def _signed(of: Interval) -> str:

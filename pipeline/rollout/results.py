@@ -52,10 +52,18 @@ class RungResult:
 @with_config(_STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A reliability curve: score deciles from low to high."""
+    """A reliability curve: score deciles from low to high.
+
+    Args:
+        mean_p: mean predicted probability.
+        mean_label: observed rate.
+        low, high: ends of the rate's 95 % interval over rows (Wilson).
+    """
 
     mean_p: list[float]
     mean_label: list[float]
+    low: list[float]
+    high: list[float]
 
 
 @with_config(_STRICT)

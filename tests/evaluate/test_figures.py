@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.evaluate import charts, figures
 from pipeline.evaluate.compare import compare
-from pipeline.evaluate.metrics import deciles
+from pipeline.evaluate.metrics import deciles, wilson
 from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.seeds import over_seeds
 
@@ -63,7 +63,7 @@ def test_reliability_shows_the_deciles_with_wilson_intervals() -> None:
 
 
 def test_wilson_of_one_in_ten_is_the_textbooks() -> None:
-    low, high = figures._wilson(np.array([0.1]), np.array([10.0]))
+    low, high = wilson(np.array([0.1]), np.array([10.0]))
     assert (low[0], high[0]) == pytest.approx((0.01787, 0.40415), abs=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_wilson_holds_the_rate_where_nobody_or_everybody_clicked() -> None:
     # Rounding puts 0 out of the interval of 0 in 13 rows, say, and a bar of negative length cannot be drawn.
     rows = np.arange(1.0, 400.0)
     for rate in (0.0, 1.0):
-        low, high = figures._wilson(np.full(rows.size, rate), rows)
+        low, high = wilson(np.full(rows.size, rate), rows)
         assert (low <= rate).all()
         assert (high >= rate).all()
         assert ((high - low) < 1).all()
@@ -133,6 +133,17 @@ def test_bands_show_values_and_ends() -> None:
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["lift", "bare"]
 
 
+def test_a_long_line_has_a_shaded_band_and_a_gap_where_there_is_no_interval() -> None:
+    band = charts.Band.of(list(range(21)), [(2.0, 1.0, 4.0)] * 20 + [(3.0, None, 5.0)])
+    assert band.y == [2.0] * 20 + [3.0]
+    assert (band.low[0], band.high[0]) == (1.0, 4.0)
+    assert np.isnan([band.low[20], band.high[20]]).all()
+    (panel,) = charts.bands({"": {"loss": band}}, title="t", x="step", y="nats").axes
+    assert list(panel.lines[0].get_ydata()) == band.y
+    shade = panel.collections[0].get_paths()[0].vertices
+    assert (shade[:, 0].max(), shade[:, 1].min(), shade[:, 1].max()) == (19.0, 1.0, 4.0)
+
+
 def test_points_show_what_was_measured_and_leave_out_what_was_not() -> None:
     values = {"hf": {"click": (0.1, 0.0, 0.2), "save": (None, None, None)}, "sr": {"save": (-0.1, None, None)}}
     figure = charts.points(values, title="t", label="difference", margin=-0.03)
@@ -176,7 +187,6 @@ def test_every_figure_can_be_written() -> None:
         figures.lifts(compare(RUNS, resamples=20), task="click", metric="ne"),
         charts.shares(np.array([[0.2, 0.8], [0.5, 0.5]]), rows=["hf", "sr"], columns=["a", "b"], title="gates"),
         charts.bars({"hf": {"int8": (1.0, 0.9, 1.2), "fp32": (2.0, 1.9, 2.2)}}, title="cost", label="ms"),
-        charts.curves({"loss": ([1, 2, 3], [0.3, 0.2, 0.1])}, title="training", x="step", y="loss"),
     ]
     for figure in drawn:
         file = io.BytesIO()

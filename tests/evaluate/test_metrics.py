@@ -67,7 +67,10 @@ def test_deciles_hold_a_tenth_each_and_keep_equal_scores_together() -> None:
     assert curve.weight.tolist() == [10.0] * 10
     assert curve.mean_p == pytest.approx(np.arange(10) / 10 + 0.045)
     assert curve.mean_label.tolist() == [0.5] * 10
-    assert deciles(task_rows([0, 1] * 50, [0.5] * 100)).weight.tolist() == [100.0]
+    assert curve.effective.tolist() == [10.0] * 10
+    whole = deciles(task_rows([0, 1] * 50, [0.5] * 100, weight=[3, 1] * 50))
+    # 200 in weight, of which 100 rows of 3 and 1 tell as much as 200^2 / (50 * 9 + 50) = 80 rows.
+    assert (whole.weight.tolist(), whole.effective.tolist()) == ([200.0], [80.0])
 
 
 def test_evaluate_goes_by_surface_and_task() -> None:

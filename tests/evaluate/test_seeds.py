@@ -9,7 +9,7 @@ from scipy import stats
 from pipeline.evaluate.bootstrap import Estimate
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.metrics import task_metrics
-from pipeline.evaluate.seeds import _widened, over_seeds
+from pipeline.evaluate.seeds import _widened, curve_over_seeds, over_seeds
 from tests.evaluate.rows import simulated
 
 EXACT = Estimate(value=0.0, low=0.0, high=0.0)
@@ -59,3 +59,15 @@ def test_seeds_of_runs_stand_beside_their_mean() -> None:
     users = comparison.differences["fine"]["hf"]["click"]["auc"]
     assert found.difference.value == users.value == pytest.approx(np.mean(found.seeds))
     assert found.difference.high - found.difference.low > users.high - users.low
+
+
+def test_a_curve_has_students_interval_at_every_step_that_all_seeds_have() -> None:
+    steps, found = curve_over_seeds([([5, 10, 15], [1.0, 0.5, 0.1]), ([5, 10], [2.0, 0.5]), ([5, 10], [3.0, 0.5])])
+    assert steps == [5, 10]
+    # Mean 2, standard deviation 1, t of two degrees of freedom 4.30265: 2 -+ 4.30265 / sqrt(3).
+    assert (found[0].value, found[0].low, found[0].high) == pytest.approx((2.0, -0.48414, 4.48414), abs=1e-5)
+    assert (found[1].value, found[1].low, found[1].high) == (0.5, 0.5, 0.5)
+    steps, found = curve_over_seeds([([5], [1.0])])
+    assert (steps, found[0].value, found[0].low) == ([5], 1.0, None)
+    assert "one seed" in found[0].reason
+    assert curve_over_seeds([([], [])]) == ([], [])

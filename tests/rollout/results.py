@@ -19,7 +19,7 @@ def wave_result(**changes: Any) -> WaveResult:
     """Wave 1 of the test plan: hf passed, sr was stopped by its cost."""
     measured = {
         "hf": good("hf"),
-        "sr": good("sr", cost=replace(good().cost, over_separate=1.7)),
+        "sr": good("sr", cost=replace(good().cost, over_separate=1.7, over_separate_interval=(1.6, 1.9))),
     }
     base = dated(find("demo_staged")(), plan())
     first = merged(base, ("hf", "sr"))
@@ -38,14 +38,14 @@ def wave_result(**changes: Any) -> WaveResult:
             artifacts={s: f"{step}/artifacts/{s}-fp32" for s in measured},
             auc={s: {"click": around(0.7)} for s in measured},
             differences=found,
-            cost={s: CostMeasurements(ms=1.1) for s in measured},
+            cost={s: CostMeasurements(ms=1.1, ms_interval=(1.05, 1.2)) for s in measured},
         )
         for step, rung, kept, reason, found in (
             ("merged", first, True, "the start", {}),
             ("towers", second, False, "worse: <b>sr</b>", difference),
         )
     )
-    curve = Curve(mean_p=[0.05, 0.2], mean_label=[0.06, 0.18])
+    curve = Curve(mean_p=[0.05, 0.2], mean_label=[0.06, 0.18], low=[0.04, 0.15], high=[0.09, 0.22])
     result = WaveResult(
         wave=1,
         plan=plan().digest,

@@ -94,6 +94,13 @@ def test_models_are_timed_in_turn_and_compared_round_by_round() -> None:
     found = cost_measurements(slow, separate=fast, champion=slow)
     assert (found.over_separate, found.over_champion) == (2.0, 1.0)
     assert found.ms == 6.0 / REQUESTS
+    assert found.over_separate_interval == (2.0, 2.0)
+    # Of 30 rounds the median's interval goes from the 10th to the 22nd: 15 -+ 1.96 * sqrt(30 / 4), outwards.
+    rounds = np.random.default_rng(0).permutation(np.arange(1.0, 31.0))
+    over_one = cost_measurements(rounds, separate=np.ones(30), champion=rounds)
+    assert over_one.over_separate == 15.5
+    assert over_one.over_separate_interval == (10.0, 22.0)
+    assert over_one.ms_interval == (10.0 / REQUESTS, 22.0 / REQUESTS)
     assert found.requests_per_second == pytest.approx(1000 * REQUESTS / 6)
     profile = cost_profile(slow, candidates=4, history=20)
     assert profile.ms == found.ms

@@ -53,6 +53,10 @@ def test_the_page_stands_alone_and_says_what_was_decided(tmp_path: Path) -> None
     assert "cost : 1.70 times the separate model's, at most 1.5" in page.text.replace("cost:", "cost :")
     assert "against champion version 1" in page.text
     assert "nothing served before" in page.text
+    assert "1.70 [1.60, 1.90]" in page.text
+    # hf has a champion, sr has not: the baseline stands in, and no cost is drawn for it.
+    assert page.words.count("trivial baseline") == 1
+    assert page.words.count("champion") == 2
     # Reasons are text, never markup.
     assert "worse: <b>sr</b>" in page.text
     for fact in ("abc123", "run-1", plan().digest, plan().dataset):

@@ -121,8 +121,12 @@ def test_a_job_without_a_run_of_ours_gets_one(store: Path, job: pytest.MonkeyPat
     assert isinstance(backend, JobTracker)
     with pytest.raises(DataError, match=r"no run in MLflow is of the job .*`torchx tracker list jobs` names those"):
         backend.metadata(handle)
-    told.add_metadata(rows=5)
-    backend.add_metadata("slurm://torchx/another", rows=6)
+    at_exit: list[object] = []
+    with job.context() as patched:
+        patched.setattr("pipeline.torchx_tracker.atexit.register", at_exit.append)
+        told.add_metadata(rows=5)
+        backend.add_metadata("slurm://torchx/another", rows=6)
+    assert at_exit == [backend.close]  # once, however many jobs tell
     backend.close()
     assert (backend.metadata(handle)["rows"], backend.metadata(handle)["status"]) == ("5", "FINISHED")
     assert backend.metadata("slurm://torchx/another")["torchx_job"] == "slurm://torchx/another"

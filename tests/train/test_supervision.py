@@ -87,7 +87,7 @@ def test_ranks_join_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(membership.Supervision, "beat", lambda _: said.append("watched"))
     monkeypatch.setattr(membership.Supervision, "rest", lambda _: said.append("joined"))
     with job.member(tiny_config(), tmp_path):
-        assert said == ["joining", "watched", "joined"]
+        assert said == ["watched", "joining", "joined"]
 
 
 def test_groups_are_made_under_watch(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.compare import compare
-from pipeline.evaluate.metrics import deciles
+from pipeline.evaluate.metrics import deciles, wilson
 from pipeline.evaluate.predictions import Predictions
 from pipeline.rollout.driver.context import Context, wave_folder
 from pipeline.rollout.driver.models import Built
@@ -125,4 +125,7 @@ def parity_share(info: ArtifactInfo) -> float | None:
 
 def _curve(predictions: Predictions, surface: str, task: str) -> Curve:
     table = deciles(predictions.rows(surface, task))
-    return Curve(mean_p=table.mean_p.tolist(), mean_label=table.mean_label.tolist())
+    low, high = wilson(table.mean_label, table.effective)
+    return Curve(
+        mean_p=table.mean_p.tolist(), mean_label=table.mean_label.tolist(), low=low.tolist(), high=high.tolist()
+    )
