@@ -1,4 +1,4 @@
-"""Training speed of the unified model beside DIN's, on one thread of the same machine.
+"""Training speed of the unified model beside DIN's, on one thread, or one GPU, of the same machine.
 
     python -m benchmarks.din [--data KUAIRAND_LOG]
 
@@ -7,12 +7,12 @@ candidate a row, as it is published: each row looks up and reads its own copy of
 with the unit of 36 and the layers of 200 and 80 of the paper, and with the unit of 80 and 40 and the layers of 80 and
 40 of the code that its authors released (github.com/zhougr1993/DeepInterestNetwork), which most libraries copy. (The
 unit's first layer is split so that no [rows, history, 4 width] tensor exists: both are faster than published.)
-Rounds are interleaved; processor time, loading included.
+Rounds are interleaved; processor time on CPU, wall time on a GPU; loading included.
 
 On the simulated log a request has several candidates and a longer history; KuaiRand has one candidate a request, where
 request-level broadcasting can save nothing and only lighter blocks can.
 
-What it does not show: GPUs, and quality (see benchmarks.quality, arm `din`).
+What it does not show: quality (see benchmarks.quality, arm `din`).
 """
 
 from __future__ import annotations
@@ -63,8 +63,16 @@ def sides(tasks: tuple[str, ...]) -> dict[str, RunConfig]:
     return {n: replace(c, tasks=tasks, days=DaysConfig(validation=1, test=1)) for n, c in made.items()}
 
 
+def clock(ranks: Ranks) -> float:
+    """Seconds: of the processor, or of the wall once a GPU has done its work."""
+    if ranks.device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(ranks.device)
+    return time.perf_counter()
+
+
 def rates(dataset: Dataset, tasks: tuple[str, ...], settings: Settings, ranks: Ranks, folder: Path) -> dict[str, Any]:
-    """Impressions a processor second of each side, by round, and DIN's share of ours."""
+    """Impressions a second of each side, by round, and DIN's share of ours."""
 
     def side(name: str, config: RunConfig) -> Callable[[], float]:
         trainer = Trainer(config, dataset, ranks, folder / name)
@@ -73,17 +81,17 @@ def rates(dataset: Dataset, tasks: tuple[str, ...], settings: Settings, ranks: R
         next(steps)  # the pipeline fills
 
         def measure() -> float:
-            start = time.process_time()
+            start = clock(ranks)
             rows = sum(
                 sum(outputs.batch.inputs.candidates_per_surface) for outputs in itertools.islice(steps, settings.steps)
             )
-            return rows / (time.process_time() - start)
+            return rows / (clock(ranks) - start)
 
         return measure
 
     found = interleaved({n: side(n, c) for n, c in sides(tasks).items()}, settings.rounds)
     return {
-        "impressions_per_cpu_second": found,
+        "impressions_per_second": found,
         "unified_over_din": median_ratio(found["unified"], found["din"]),
         "unified_over_din_released": median_ratio(found["unified"], found["din_released"]),
         "unified_transformer_over_din": median_ratio(found["unified_transformer"], found["din"]),
