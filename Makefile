@@ -123,6 +123,7 @@ faults: setup ## every test of faults, the slow ones too: disks, services, hosti
 
 ui: setup ## MLflow's pages for the runs here, on http://127.0.0.1:5000 or another PORT
 	@mkdir -p "$${TREFOIL_HOME:-runs}"
+	@echo 'runs: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning'
 	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
 	  --backend-store-uri "sqlite:///$${TREFOIL_HOME:-runs}/mlflow.db"
 

@@ -83,7 +83,7 @@ figures.reliability(predictions, task=TASK)
 figures.reliability(
     {"before": predictions[arm].using("raw"), "after": predictions[arm]},
     task=TASK,
-    title=f"{TASK}: reliability of {arm}, before and after its calibration layer",
+    title=f"{TASK}: reliability of {arm} before and after its calibration layer, 95 % over rows",
 )
 
 # %% [markdown]

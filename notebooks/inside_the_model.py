@@ -79,7 +79,7 @@ if gates:
             shares,
             rows=names,
             columns=[f"expert {e}" for e in range(shares.shape[1])],
-            title=f"{arm}: mean gate weight",
+            title=f"{arm}: mean gate weight over the rows",
         )
     )
     entropy = [float(e) for load in gates.values() for e in load.entropy]
@@ -118,7 +118,7 @@ seen = seen_users(dataset, surfaces=surfaces, training=dict.fromkeys(days.test, 
 gains = gain_by_overlap(judged[arm], judged[reference], seen, task=TASK)
 charts.points(
     {
-        f"{surface}: {group} ({of.row_share:.0%})": {"gain": tuple(of.gain.as_list())}
+        f"{surface}: {group} ({100 * of.row_share:.0f} % of its rows)": {"gain": tuple(of.gain.as_list())}
         for surface, groups in gains.items()
         for group, of in groups.items()
         if of.gain.value is not None

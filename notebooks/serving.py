@@ -76,7 +76,7 @@ if profiles:
                 }
                 for surface, of in profiles.items()
             },
-            title=f"Latency of a request, {next(iter(profiles.values()))['dtype']} tables, one thread",
+            title=f"Latency of a request, {next(iter(profiles.values()))['dtype']} tables, one thread, 95 % intervals",
             x="candidates",
             y="milliseconds",
             log_x=True,
@@ -114,6 +114,7 @@ pd.DataFrame(json.loads(read_artifact(HOME, run, "sharding_plan.json"))["tables"
 # ## Where tables would lie
 #
 # TorchRec's planner on a cluster that is not there: bytes, and times estimated from bandwidths, without the dense part.
+# Nothing is measured, so nothing has an interval.
 
 # %%
 state = checkpoint.read_state(checkpoint.newest(run.folder / "checkpoints"))
@@ -123,9 +124,17 @@ plan = Workload(state.plan, candidates_per_request=candidates).place(CLUSTER)
 pd.DataFrame([vars(p) for p in plan.placements]).assign(gpus=lambda t: [len(g) for g in t["gpus"]])
 
 # %%
+parts = {
+    "input_dist_comms": "exchange\nof ids",
+    "fwd_compute": "forward",
+    "fwd_comms": "exchange\nof rows",
+    "bwd_compute": "backward",
+    "bwd_comms": "exchange\nof gradients",
+    "prefetch_compute": "prefetch",
+}
 charts.bars(
-    {part: {"": (1e3 * ms,) * 3} for part, ms in plan.step_ms.items() if ms and part != "total"},
-    title=f"Embedding part of a step on {CLUSTER}: {plan.step_ms['total']:.3g} ms estimated",
+    {parts[part]: {"": (1e3 * plan.step_ms[part],) * 3} for part in parts if plan.step_ms.get(part)},
+    title=f"Embeddings in a step on {CLUSTER}: {1e3 * plan.step_ms['total']:.3g} microseconds, estimated",
     label="microseconds on the slowest GPU",
 )
 
@@ -139,7 +148,7 @@ charts.bars(
 evidence = gate_evidence(HOME)
 if not evidence:
     print("no wave has been through the gates here; `trefoil rollout plan` and `trefoil rollout run` make one")
-pd.DataFrame(
+found = pd.DataFrame(
     [
         {
             "wave": e.wave,
@@ -147,11 +156,13 @@ pd.DataFrame(
             "against": "trivial baseline" if e.champion is None else f"champion {e.champion}",
             "passed": e.decision.passed,
             "gates": len(e.decision.verdicts),
-            "stopped by": "; ".join(f"{v.gate} {v.subject}: {v.reason}" for v in e.decision.failures),
+            "stopped by": "; ".join(map(str, e.decision.failures)),
         }
         for e in evidence
     ]
 )
+with pd.option_context("display.max_colwidth", None):
+    display(found)
 
 # %%
 if evidence:
@@ -166,7 +177,7 @@ if evidence:
                 for e in evidence
             },
             title="AUC less the champion's, or the trivial baseline's, 95 % over users",
-            label="difference; right is better",
+            label="difference in AUC; right is better",
         )
     )
 

@@ -84,6 +84,8 @@ def main(settings: Settings) -> None:
     os.environ["TREFOIL_HOME"] = str(home)
     console = Console(highlight=False)
     log = home / "logs"
+    if not settings.tiny:
+        console.print("a log, the runs and two waves of a rollout: about ten minutes on two idle cores, once")
     if not (log / "dataset.json").is_file():
         console.print(f"simulating {log}")
         simulate(log, _simulation(settings))
@@ -128,7 +130,7 @@ def roll_out(settings: Settings, base: RunConfig, log: Path, home: Path, console
     path, recipe = home / "plan.yaml", home / "rollout-recipe.json"
     if not path.is_file():
         surfaces = base.surfaces[:2] if settings.tiny else base.surfaces
-        recipe.write_bytes(config_to_json(replace(base, name=f"{base.name}_rollout", surfaces=surfaces)))
+        recipe.write_bytes(config_to_json(replace(base, surfaces=surfaces)))
         drifting = ("ad_age_days", "tenure_days", "history_events", "item", "advertiser", "user")
         thresholds = Thresholds(
             auc_margin=0.03,
@@ -155,8 +157,10 @@ def roll_out(settings: Settings, base: RunConfig, log: Path, home: Path, console
             canary=canary,
             console=console,
         )
-        # Two steps say what a ladder is; the rest of it is `make rollout`.
-        first = replace(plan.waves[0], steps=("merged", "towers", "multi_task") if len(base.tasks) > 1 else ("merged",))
+        # A few steps say what a ladder is; the rest of it is `make rollout`.
+        first = replace(
+            plan.waves[0], steps=("merged", "broadcast", "towers", "multi_task") if len(base.tasks) > 1 else ("merged",)
+        )
         write_plan(path, replace(plan, waves=(first, *plan.waves[1:])))
     plan = read_plan(path)
     for number in (0,) if settings.tiny else (0, 1):

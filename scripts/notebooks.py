@@ -18,6 +18,7 @@ import tyro
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 SOURCES = Path(__file__).parents[1] / "notebooks"
 
@@ -44,7 +45,12 @@ def execute(source: Path, out: Path, *, timeout_s: int = 1200) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{source.stem}.ipynb"
     client = NotebookClient(
-        notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}
+        notebook,
+        timeout=timeout_s,
+        kernel_name="python3",
+        # Sockets in files, which other users of the machine cannot reach.
+        config=Config(KernelManager={"transport": "ipc"}),
+        resources={"metadata": {"path": str(Path.cwd())}},
     )
     try:
         client.execute()

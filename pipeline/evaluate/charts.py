@@ -160,8 +160,10 @@ def bands(
                 ticks.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         words = list(dict.fromkeys(value for band in lines.values() for value in band.x if isinstance(value, str)))
         if words:
-            # Anchored at its end, a long name leans away from its neighbour.
-            axis.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor")
+            # Anchored at its end, a long name leans away from its neighbour; many stand upright.
+            leaning = 45 if len(words) <= 10 else 90
+            anchor = {"ha": "right", "va": "center" if leaning == 90 else "top", "rotation_mode": "anchor"}
+            axis.set_xticks(range(len(words)), words, rotation=leaning, **anchor)
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
     figure.suptitle(title)

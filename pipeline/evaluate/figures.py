@@ -73,14 +73,15 @@ def lifts(
         t=f"{NAMES.get(metric, metric)} less that of {comparison.reference}"
         + ("" if metric == "calibration" else f"; better to the {side}"),
     )
-    what = f"{task}: lift over {comparison.reference}"
+    what = f"{task}: {NAMES.get(metric, metric)} against {comparison.reference}"
+    percent = f"{100 * comparison.level:g} %"
     if seeds is None:
-        figure.suptitle(f"{what}, {comparison.level:.0%} intervals over users")
+        figure.suptitle(f"{what}, {percent} over users")
         return figure
     figure.suptitle(what)
     handles = [
-        Line2D([], [], color=GREYS[0], marker="o", label=f"mean of seeds,\n{comparison.level:.0%} over users"),
-        Line2D([], [], color="#bbbbbb", linewidth=6, label=f"{comparison.level:.0%} over users\nand seeds"),
+        Line2D([], [], color=GREYS[0], marker="o", label=f"mean of seeds,\n{percent} over users"),
+        Line2D([], [], color="#bbbbbb", linewidth=6, label=f"{percent} over users\nand seeds"),
         Line2D([], [], color="#555555", linestyle="", marker="|", markersize=9, label="one seed"),
     ]
     if all(of.difference.low is None for surfaces_of in seeds.values() for of in surfaces_of.values()):
@@ -111,7 +112,7 @@ def reliability(
         title: of the figure; None says the task and what is shown.
     """
     surfaces = tuple(surfaces or next(iter(runs.values())).surfaces)
-    figure, panels = panels_in_a_row(len(surfaces), height=3.4)
+    figure, panels = panels_in_a_row(len(surfaces), height=3.4 if len(runs) == 1 else 3.7)
     for panel, surface in zip(panels, surfaces, strict=True):
         top = 0.0
         for i, (name, predictions) in enumerate(runs.items()):
@@ -135,7 +136,10 @@ def reliability(
         panel.set_title(surface)
         panel.set_xlabel("predicted probability")
     panels[0].set_ylabel("observed rate")
-    panels[-1].legend(frameon=False)
+    if len(runs) > 1:
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), frameon=False
+        )
     figure.suptitle(title or f"{task}: reliability by score decile, 95 % over rows")
     return figure
 

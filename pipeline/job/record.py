@@ -49,6 +49,7 @@ def start_tracker(
 
 
 def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
+    code = code_version()
     return {
         "recipe": config.name,
         "seed": str(config.seed),
@@ -58,7 +59,8 @@ def _tags(config: RunConfig, dataset: Dataset, ranks: Ranks) -> dict[str, str]:
         "data": str(dataset.root.absolute()),
         "world_size": str(ranks.world_size),
         "device": ranks.device.type,
-        "code": code_version(),
+        "code": code,
+        "mlflow.source.git.commit": code,  # where MLflow's own pages look
     }
 
 

@@ -53,6 +53,9 @@ class Verdict:
     passed: bool
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.gate} {self.subject}".rstrip() + f": {self.reason}"
+
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True)

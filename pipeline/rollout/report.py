@@ -93,10 +93,7 @@ def _cards(result: WaveResult) -> str:
             body = f"<p>Promote: <code>trefoil rollout promote {surface}</code></p>" if version else ""
             verdict = f"passed all {len(decision.verdicts)} gates"
         else:
-            lines = "".join(
-                f"<li>{html.escape(f'{v.gate} {v.subject}'.strip())}: {html.escape(v.reason)}</li>"
-                for v in decision.failures[:4]
-            )
+            lines = "".join(f"<li>{html.escape(str(v))}</li>" for v in decision.failures[:4])
             more = len(decision.failures) - 4
             body = f"<ul>{lines}</ul>" + (f"<p class='soft'>and {more} more below</p>" if more > 0 else "")
             verdict = f"stopped by {len(decision.failures)} of {len(decision.verdicts)} gates"

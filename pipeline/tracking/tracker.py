@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -98,7 +100,7 @@ class Tracker:
                 parent=parent.key if isinstance(parent, Tracker) else parent or os.environ.get(JOB_PARENT_VARIABLE),
                 uri=without_secrets(uri),
             )
-        tracker.set_tags({**_job_tags(), **(tags or {})})
+        tracker.set_tags({**_origin_tags(), **_job_tags(), **(tags or {})})
         tracker.log_params(params or {})
         tracker._thread.start()
         cls._living.append(tracker)
@@ -261,6 +263,18 @@ class Tracker:
     def _notify(self) -> None:
         with self._progress:
             self._progress.notify_all()
+
+
+def _origin_tags() -> dict[str, str]:
+    """What MLflow's pages show as who made a run, and by which program."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user of a bare number
+        user = f"user {os.getuid()}"
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = Path(sys.argv[0]).name if module is None else module.name.removesuffix(".__main__")
+    kind = "JOB" if JOB_VARIABLE in os.environ else "LOCAL"
+    return {"mlflow.user": user, "mlflow.source.name": program, "mlflow.source.type": kind}
 
 
 def _job_tags() -> dict[str, str]:

@@ -111,7 +111,7 @@ def test_lifts_over_seeds_add_the_wider_interval_and_each_seed() -> None:
         assert [of.difference.low, of.difference.high] in drawn
         assert list(of.seeds) in drawn
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert texts == ["mean of seeds,\n95% over users", "95% over users\nand seeds", "one seed"]
+    assert texts == ["mean of seeds,\n95 % over users", "95 % over users\nand seeds", "one seed"]
 
 
 def test_bands_show_values_and_ends() -> None:

@@ -33,6 +33,7 @@ def test_runs_are_found_by_recipe_seed_surface_wave_data_set_and_job(
         assert job.start_tracker(config, dataset, tmp_path / name, ranks, tags={"wave": "1"}).finish()
     experiments = [e.experiment_id for e in client.search_experiments()]
     (run,) = client.search_runs(experiments, "tags.surface = 'sr'")
+    assert run.data.tags["mlflow.source.git.commit"] == run.data.tags["code"] == job.code_version()
     read = {
         f.path: Path(client.download_artifacts(run.info.run_id, f.path)) for f in client.list_artifacts(run.info.run_id)
     }

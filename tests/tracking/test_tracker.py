@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,25 @@ def test_a_whole_run_arrives(store: Path, tmp_path: Path) -> None:
     # The child may have been sent before its parent was: the link is made at the latest when it is synced.
     sync(tmp_path / "hf")
     assert client.get_run(run.info.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_a_run_says_who_made_it_and_by_what(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    monkeypatch.setattr("sys.argv", ["/opt/bin/trefoil", "train"])
+    monkeypatch.setattr("__main__.__spec__", None)
+    script = begin(store, tmp_path, "script")
+    # A job of TorchX, as a user without a name, by `python -m pipeline.cli`.
+    monkeypatch.setattr("getpass.getuser", lambda: {}["uid"])
+    monkeypatch.setenv("TORCHX_JOB_ID", "slurm://torchx/9")
+    monkeypatch.setattr("__main__.__spec__", ModuleSpec("pipeline.cli.__main__", None))
+    job = begin(store, tmp_path, "job")
+    assert script.finish()
+    assert job.finish()
+    origins = []
+    for run in (script, job):
+        tags = connect(store).get_run(str(run.run_id)).data.tags
+        origins.append([tags[f"mlflow.{name}"] for name in ("user", "source.name", "source.type")])
+    assert origins == [["ada", "trefoil", "LOCAL"], [f"user {os.getuid()}", "pipeline.cli", "JOB"]]
 
 
 def test_an_error_or_interrupt_ends_the_run_as_such(store: Path, tmp_path: Path) -> None:
@@ -150,7 +171,7 @@ def test_the_caller_never_touches_a_silent_server(
     assert tracker._thread.is_alive()
     assert tracker._attempts == 0
     written = [entry for entry, _ in entries(tmp_path / "run" / "tracking")]
-    assert [entry["kind"] for entry in written] == ["run", *["metrics"] * 1000, "artifact", "finished"]
+    assert [entry["kind"] for entry in written] == ["run", "tags", *["metrics"] * 1000, "artifact", "finished"]
 
 
 def test_what_mlflow_refuses_for_good_is_set_aside(store: Path, tmp_path: Path) -> None:

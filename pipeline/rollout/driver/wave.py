@@ -164,4 +164,4 @@ def tell(decision: Decision, console: Console) -> None:
         return
     console.print(f"  {decision.surface}: stopped by {len(failures)} of {len(decision.verdicts)} gates", style="red")
     for verdict in failures:
-        console.print(f"    {verdict.gate} {verdict.subject}: {verdict.reason}", soft_wrap=True)
+        console.print(f"    {verdict}", soft_wrap=True)
