@@ -10,8 +10,8 @@ it; `loader` alone reads the log while it trains. The model is `benchmarks.workl
 - `loader`: impressions a second with the loader in the loop, and the share of the time that the step waits for it.
 - `broadcast`: plain expanded rows (`benchmarks.plain`) over broadcast requests: `train_speedup_cC_hH` of a step, and
   `memory_ratio_cC_hH` of the most memory that tensors took in a step beyond what lies there between steps.
-- `precision`: a step's time in float32 over that with TF32 products, bfloat16 autocast, compiled blocks, without
-  overlap.
+- `precision`: a step's time and memory in float32, with TF32 products (the default, and of all that follow), without
+  deterministic algorithms, under bfloat16 autocast, compiled, without overlap, in micro-batches.
 - `places`: a large table in the device's memory, in the host's with a cache on the device, in the host's alone: time of
   a step and memory on the device.
 - `plan`: bytes that TorchRec's planner expects on the device and the embedding part's time, beside what is measured.
@@ -177,11 +177,11 @@ def broadcast(folder: Path, quick: bool) -> dict[str, float]:
 
 def precision(log: Dataset, quick: bool) -> dict[str, Any]:
     size = 32 if quick else 2048
-    float32 = ComputeConfig(tf32=False)
-    usual = workload.config(requests_per_batch=size, compute=float32)
+    usual = workload.config(requests_per_batch=size, compute=ComputeConfig(tf32=False))
     sides: dict[str, RunConfig] = {
         "float32": usual,
         "tf32": replace(usual, compute=ComputeConfig()),
+        "not_deterministic": replace(usual, compute=ComputeConfig(deterministic=False)),
         "bf16": replace(usual, compute=ComputeConfig(bf16=True)),
         "without_overlap": replace(usual, compute=ComputeConfig(), sharding=ShardingConfig(pipeline=False)),
         "micro_batches_4": replace(usual, compute=ComputeConfig(micro_batches=4)),

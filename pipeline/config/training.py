@@ -124,6 +124,9 @@ class CheckpointConfig:
 class ComputeConfig:
     """How the dense part computes. None of it changes what is learnt, but for rounding."""
 
+    deterministic: bool = True
+    """On CUDA, algorithms that add in the same order every time, so that a run gives the same bits when it is repeated
+    or resumed (no effect on CPU, which always does)."""
     tf32: bool = True
     """Allow TF32 matrix products where the hardware has them (no effect on CPU)."""
     bf16: bool = False

@@ -84,6 +84,7 @@ def precision(config: RunConfig, device: str) -> str:
     words = "bfloat16 autocast, weights float32" if compute.bf16 else "float32"
     if compute.tf32:
         words += ", TF32 products" if device == "cuda" else f" (compute.tf32 has no effect on {device})"
+    words += ", deterministic" if compute.deterministic and device == "cuda" else ""
     words += ", compiled" if compute.compile else ""
     words += f", in {compute.micro_batches} micro-batches" if compute.micro_batches > 1 else ""
     return f"dense part: {words}"

@@ -33,8 +33,12 @@ def simulated() -> RunConfig:
         days=DaysConfig(validation=1, test=2),
         loader=LoaderConfig(requests_per_batch=128),
         model=ModelConfig(
+            embedding_dim=32,
+            embedding_dropout=0.1,
             table_scale=None,
-            history=HistoryConfig(kind="state", width=32),
+            history=HistoryConfig(kind="state", width=64),
+            cross_rank=64,
+            deep=(256, 128),
             tower_hidden=(),
         ),
         # Long clicks are observed once in seven impressions: a weight of 1 would make their few rows the loudest.

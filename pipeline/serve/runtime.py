@@ -133,6 +133,8 @@ def load_program(
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
+            # The pass changes the graph and leaves the code that was made of it, with checks that inputs lie on a CPU.
+            program.graph_module.recompile()
     except Exception as error:
         raise ArtifactError(f"{folder / MODEL} cannot be loaded by torch {torch.__version__}: {error}") from error
     inputs = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]

@@ -25,6 +25,8 @@ _WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (UserWarning, ".*no_dist.*"),
     # torch.compile asks every tensor that enters the dense part for a gradient, tables' rows too.
     (UserWarning, r"The \.grad attribute of a Tensor that is not a leaf"),
+    # FBGEMM tells of a choice it makes for Blackwell, on every other GPU too.
+    (UserWarning, "TBE B200 optimization"),
     # FBGEMM's ops on CPU have no Autograd registration; gradients are tested against dense ones.
     (UserWarning, ".*an autograd kernel was not registered to the Autograd key"),
 )

@@ -23,6 +23,7 @@ from pipeline.train.clock import StepClock
 from pipeline.train.constraints import table_loads
 from pipeline.train.days import DaySplit, Lesson, split_days
 from pipeline.train.model_plan import model_plan
+from pipeline.train.numerics import set_numerics
 from pipeline.train.observe import StepWindow, profiled
 from pipeline.train.optimizers import build_optimizer
 from pipeline.train.pipelining import compile_blocks
@@ -135,8 +136,7 @@ class Trainer:
     def _sharded_model(self) -> torch.nn.Module:
         torch.manual_seed(self.config.seed)
         compute = self.config.compute
-        torch.backends.cuda.matmul.allow_tf32 = compute.tf32
-        torch.backends.cudnn.allow_tf32 = compute.tf32
+        set_numerics(compute, self.ranks.device)
         task = build_task(self.plan, table_device=torch.device("meta"))
         task.bf16_on = self.ranks.device.type if compute.bf16 else None
         body: EngagementBody = task.model.body

@@ -153,7 +153,7 @@ def test_every_reader_of_the_history_runs_as_on_cpu(log: Dataset, tmp_path: Path
 
 @pytest.mark.parametrize("recipe", ["demo", "simulated"])
 def test_recipes_train_and_score_as_on_cpu(log: Dataset, tmp_path: Path, recipe: str) -> None:
-    run = replace(find(recipe)(), compute=FLOAT32, epochs=1, log_steps=1)
+    run = replace(find(recipe)(), compute=FLOAT32, epochs=1, log_steps=1, days=config().days, recalibration_prior=None)
     assert_close(train(run, log.root, tmp_path / "gpu"), on_cpu(run, log.root, tmp_path / "cpu"), rtol=1e-3, atol=1e-3)
 
 

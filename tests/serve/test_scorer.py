@@ -24,9 +24,22 @@ from pipeline.schema import REQUEST_ID, Level
 from pipeline.serve.example import made_up_requests
 from pipeline.serve.parity import held_out
 from pipeline.serve.rows import to_requests
+from pipeline.serve.runtime import load_program
 from pipeline.serve.scorer import Scorer, bounded
 from pipeline.serve.trained import TrainedModel
 from pipeline.train import checkpoint as checkpoints
+from tests.serve.test_export import Artifacts
+
+
+def test_a_program_moves_to_another_device_with_all_that_it_checks(artifact: Artifacts) -> None:
+    """No GPU is needed: "meta" is a device too, and refuses tensors of another as a GPU would."""
+    info = artifact("sr", "int8")
+    program = load_program(info.path, info.signature, device=torch.device("meta"))
+    block = to_requests(
+        made_up_requests(info.signature.schema, "sr", candidates=[2, 3], history=[4, 0]), info.signature, "rows"
+    ).block
+    scores = program({n: t.to("meta") for n, t in info.signature.tensors.tensors(block).items()})
+    assert (scores.device.type, tuple(scores.shape)) == ("meta", (5, 2))
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,8 @@ def test_tf32_changes_nothing_on_cpu_and_says_so(log: Path, usual: dict[str, Any
     off = tiny_config(compute=ComputeConfig(tf32=False))
     assert train(off, log, tmp_path)["losses"] == usual["losses"]
     assert precision(tiny_config(), "cpu") == "dense part: float32 (compute.tf32 has no effect on cpu)"
-    assert precision(tiny_config(), "cuda") == "dense part: float32, TF32 products"
-    assert precision(off, "cuda") == "dense part: float32"
+    assert precision(tiny_config(), "cuda") == "dense part: float32, TF32 products, deterministic"
+    assert precision(off, "cuda") == "dense part: float32, deterministic"
 
 
 @pytest.mark.slow
