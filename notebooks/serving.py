@@ -11,7 +11,8 @@
 # | variable | meaning |
 # |---|---|
 # | `TREFOIL_HOME` | folder of the runs (`MLFLOW_TRACKING_URI` names a server instead) |
-# | `TREFOIL_RECIPE` | recipe whose newest run is profiled and planned |
+# | `TREFOIL_ARMS` | as in the other notebooks, `NAME=RECIPE` |
+# | `TREFOIL_RECIPE` | recipe whose newest run is profiled and planned; by default that of the last arm |
 # | `TREFOIL_SECONDS` | longest time to measure one shape of batch |
 # | `TREFOIL_GPU`, `TREFOIL_NODES` | cluster to plan for: a100, h100 or h200, and hosts of eight |
 
@@ -27,7 +28,7 @@ from IPython.display import display
 from pipeline.config import default_home
 from pipeline.data.logs import Dataset
 from pipeline.evaluate import charts
-from pipeline.evaluate.results import runs_of
+from pipeline.evaluate.results import parse_arms, runs_of
 from pipeline.rollout.evidence import gate_evidence
 from pipeline.serve.profile import by_candidates, profile
 from pipeline.tracking.runs import read_artifact
@@ -38,7 +39,8 @@ from pipeline.train.quiet import quiet_dependencies
 
 quiet_dependencies()
 HOME = default_home().absolute()
-RECIPE = os.environ.get("TREFOIL_RECIPE", "demo")
+ARMS = parse_arms(os.environ.get("TREFOIL_ARMS", "unified=demo"))
+RECIPE = os.environ.get("TREFOIL_RECIPE", list(ARMS.values())[-1][0])
 SECONDS = float(os.environ.get("TREFOIL_SECONDS", "1"))
 CLUSTER = Cluster(
     gpu=GPUS[os.environ.get("TREFOIL_GPU", "h100")], nodes=int(os.environ.get("TREFOIL_NODES", "1")), gpus_per_node=8
@@ -55,7 +57,8 @@ print(f"run {run.name}: artifacts of {', '.join(artifacts) or 'no surface'}")
 # ## Latency
 #
 # One request at a time, on one thread of this machine, made-up rows: median of the whole scorer, from an Arrow table to
-# probabilities, with the interval of the median. The history is paid once, however many candidates there are.
+# probabilities. Sizes take six turns, and a bar goes from the least to the largest turn's value. The history is paid
+# once, however many candidates there are.
 
 # %%
 profiles = {
@@ -76,7 +79,7 @@ if profiles:
                 }
                 for surface, of in profiles.items()
             },
-            title=f"Latency of a request, {next(iter(profiles.values()))['dtype']} tables, one thread, 95 % intervals",
+            title=f"Latency of a request, {next(iter(profiles.values()))['dtype']} tables, one thread; bars: six turns",
             x="candidates",
             y="milliseconds",
             log_x=True,

@@ -3,16 +3,18 @@
 Times are of made-up rows (`pipeline.serve.example`), whose ids are spread evenly over the tables: caches see no
 popular rows, so the figures are a little worse than on real traffic. Compare figures of one machine only.
 
-A shape is run until the 95 % interval of its mean time is narrow enough (`precision`), or the repeats or the time are
-used up; the interval that was reached is reported, and so is that of each percentile, by order statistics.
+Shapes take turns, so that a slow spell of the machine shows as width and not as a difference of shapes. In each of six
+turns a shape is run until the 95 % interval of its mean is narrow enough (`precision`), or its share of the repeats or
+of the time is used up. The interval of a time goes from its least to its largest turn: if turns are independent, it
+holds the median turn with probability 1 - 2 / 2**6 = 97 %, whatever the distribution.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.progress import Progress, untold
 from pipeline.serve.artifact import COMPILED, METRICS, ArtifactInfo, open_artifact
 from pipeline.serve.example import made_up_requests
-from pipeline.serve.measure import half_interval, one_thread, peak_bytes, percentile_interval, times
+from pipeline.serve.measure import one_thread, peak_bytes, times
 from pipeline.serve.pruning import flops
 from pipeline.serve.rows import to_requests
 from pipeline.serve.runtime import Program, load_program
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate.charts import Band
 
 PERCENTILES = (50, 90, 99)
+TURNS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +81,9 @@ def profile(
         requests: requests in a batch.
         candidates: of each request.
         history: events of each request; None takes none and as many as the artifact reads.
-        repeats: the most measured runs of each shape, after a few that are not.
-        seconds: stop a shape's runs after this time, however many were made.
-        precision: half the width of the 95 % interval of the mean, relative, at which a shape is known well enough.
+        repeats: the most measured runs of each shape, over all turns; each turn begins with a few that are not.
+        seconds: stop a shape's runs after this time over all turns, however many were made.
+        precision: half the width of the 95 % interval of a turn's mean, relative, at which it is known well enough.
         device: cpu or cuda.
         progress: told of every shape.
 
@@ -113,11 +116,14 @@ def profile(
         Shape(requests=r, candidates=c, history=h)
         for r, c, h in product(requests, candidates, sorted({min(h, longest) for h in history}))
     ]
+    turns = min(TURNS, repeats)
     with one_thread():
-        found = []
-        for done, shape in enumerate(shapes, 1):
-            found.append(_measure(scorer, graph, shape, repeats, seconds, precision))
-            progress(done, len(shapes), f"measuring {info.surface}")
+        measured = [_Measured(scorer, graph, shape) for shape in shapes]
+        for turn in range(turns):
+            for done, shape in enumerate(measured, 1):
+                shape.turn(repeats=-(-repeats // turns), seconds=seconds / turns, precision=precision)
+                progress(turn * len(shapes) + done, turns * len(shapes), f"measuring {info.surface}")
+        found = [shape.result() for shape in measured]
     return {
         "surface": info.surface,
         "digest": info.digest,
@@ -150,12 +156,12 @@ def by_candidates(profiled: Mapping[str, Any], *, requests: int, history: int, p
     if not shapes:
         raise ConfigError(f"no shape of {requests} requests with {history} events was measured")
     times = [s["score_ms"] for s in shapes]
-    ends = [t["mean_interval"] if percentile == "mean" else t["intervals"][percentile] for t in times]
+    ends = [t["intervals"][percentile] for t in times]
     return Band(
         x=[s["candidates"] for s in shapes],
         y=[t[percentile] for t in times],
-        low=None if None in ends else [low for low, _ in ends],
-        high=None if None in ends else [high for _, high in ends],
+        low=[low for low, _ in ends],
+        high=[high for _, high in ends],
     )
 
 
@@ -169,46 +175,54 @@ def shape_table(signature: Signature, shape: Shape) -> pa.Table:
     )
 
 
-def _measure(
-    scorer: Scorer, graph: Program, shape: Shape, repeats: int, seconds: float, precision: float
-) -> dict[str, object]:
-    table = shape_table(scorer.signature, shape)
-    block = to_requests(table, scorer.signature, "the profile's rows").block
-    device = scorer.program.device
-    tensors = {n: t.to(device) for n, t in scorer.signature.tensors.tensors(block).items()}
-    wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
+class _Measured:
+    """The runs of one shape, turn after turn."""
 
-    def program() -> None:
+    def __init__(self, scorer: Scorer, graph: Program, shape: Shape) -> None:
+        self.scorer, self.graph, self.shape = scorer, graph, shape
+        self.table = shape_table(scorer.signature, shape)
+        block = to_requests(self.table, scorer.signature, "the profile's rows").block
+        self.device = scorer.program.device
+        self.tensors = {n: t.to(self.device) for n, t in scorer.signature.tensors.tensors(block).items()}
+        self.whole: list[np.ndarray] = []
+        self.alone: list[np.ndarray] = []
+        self.processor_s, self.runs = 0.0, 0
+
+    def turn(self, *, repeats: int, seconds: float, precision: float) -> None:
+        """Measure the whole scorer and then the program alone, some more times."""
+        begun = time.process_time()
+        self.whole.append(times(self._score, repeats=repeats, seconds=seconds, precision=precision))
+        self.processor_s += time.process_time() - begun
+        self.alone.append(times(self._program, repeats=repeats, seconds=seconds, precision=precision))
+
+    def result(self) -> dict[str, object]:
+        """What `profile` says of the shape."""
+        whole = np.concatenate(self.whole)
+        rate, total = 1000 / float(whole.mean()), self.shape.requests * self.shape.candidates
+        return {
+            **asdict(self.shape),
+            "runs": whole.size,
+            "turns": len(self.whole),
+            "score_ms": _summary(self.whole),
+            "program_ms": _summary(self.alone),
+            "requests_per_second": self.shape.requests * rate,
+            "candidates_per_second": total * rate,
+            "seconds_per_thousand_candidates": 1 / rate / total * 1000,
+            "processor_seconds_per_thousand_candidates": self.processor_s / self.runs / total * 1000,
+            "flops": flops(lambda: self.graph(self.tensors)),
+            "bytes_read": _bytes_read(self.graph, self.tensors),
+            "peak_mb": peak_bytes(lambda: self.graph(self.tensors), self.device) / 1e6,
+        }
+
+    def _score(self) -> None:
+        self.runs += 1
+        self.scorer.score(self.table)
+
+    def _program(self) -> None:
         with torch.inference_mode():
-            scorer.program(tensors)
-            wait()
-
-    limits = {"repeats": repeats, "seconds": seconds, "precision": precision}
-    processor, runs = time.process_time(), 0
-
-    def score() -> None:
-        nonlocal runs
-        runs += 1
-        scorer.score(table)
-
-    whole = times(score, **limits)  # type: ignore[arg-type]
-    processor = (time.process_time() - processor) / runs
-    alone = times(program, **limits)  # type: ignore[arg-type]
-    rate = 1000 / float(whole.mean())
-    total = shape.requests * shape.candidates
-    return {
-        **asdict(shape),
-        "runs": whole.size,
-        "score_ms": _summary(whole),
-        "program_ms": _summary(alone),
-        "requests_per_second": shape.requests * rate,
-        "candidates_per_second": total * rate,
-        "seconds_per_thousand_candidates": 1 / rate / total * 1000,
-        "processor_seconds_per_thousand_candidates": processor / total * 1000,
-        "flops": flops(lambda: graph(tensors)),
-        "bytes_read": _bytes_read(graph, tensors),
-        "peak_mb": peak_bytes(lambda: graph(tensors), device) / 1e6,
-    }
+            self.scorer.program(self.tensors)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
 
 
 def _bytes_read(graph: Program, tensors: dict[str, torch.Tensor]) -> int:
@@ -223,13 +237,11 @@ def _bytes_read(graph: Program, tensors: dict[str, torch.Tensor]) -> int:
     return dense + rows + sum(t.nbytes for t in tensors.values())
 
 
-def _summary(found: np.ndarray) -> dict[str, object]:
-    """Percentiles and mean of milliseconds, each with its 95 % interval."""
-    half = half_interval(found)
-    mean = float(found.mean())
-    return {
-        **{f"p{p}": float(np.percentile(found, p)) for p in PERCENTILES},
-        "mean": mean,
-        "mean_interval": [mean - half, mean + half] if np.isfinite(half) else None,
-        "intervals": {f"p{p}": list(percentile_interval(found, p)) for p in PERCENTILES},
-    }
+def _summary(turns: list[np.ndarray]) -> dict[str, object]:
+    """Percentiles and mean of milliseconds over all turns, each with its least and largest turn."""
+    kinds: dict[str, Callable[..., Any]] = {f"p{p}": partial(np.percentile, q=p) for p in PERCENTILES}
+    kinds["mean"] = np.mean
+    values = {name: float(of(np.concatenate(turns))) for name, of in kinds.items()}
+    # The value itself, because interpolation may put a percentile of all just past that of every turn.
+    ends = {name: [values[name], *(float(of(turn)) for turn in turns)] for name, of in kinds.items()}
+    return {**values, "intervals": {name: [min(of), max(of)] for name, of in ends.items()}}

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.cli import main
 from pipeline.errors import ConfigError
 from pipeline.serve.artifact import ArtifactInfo
-from pipeline.serve.profile import by_candidates, profile
+from pipeline.serve.profile import _summary, by_candidates, profile
 
 
 def test_every_shape_is_measured(artifact: Callable[[str, str], ArtifactInfo]) -> None:
@@ -23,7 +24,7 @@ def test_every_shape_is_measured(artifact: Callable[[str, str], ArtifactInfo]) -
     shapes = [(s["requests"], s["candidates"], s["history"]) for s in found["shapes"]]
     assert shapes == [(1, 3, 0), (1, 3, 10), (2, 3, 0), (2, 3, 10)]
     for shape in found["shapes"]:
-        assert shape["runs"] == 3
+        assert (shape["runs"], shape["turns"]) == (3, 3)
         assert 0 < shape["score_ms"]["p50"] <= shape["score_ms"]["p90"] <= shape["score_ms"]["p99"]
         low, high = shape["score_ms"]["intervals"]["p50"]
         assert low <= shape["score_ms"]["p50"] <= high
@@ -32,16 +33,25 @@ def test_every_shape_is_measured(artifact: Callable[[str, str], ArtifactInfo]) -
         assert rate == pytest.approx(1.0)
 
 
+def test_an_interval_goes_from_the_least_to_the_largest_turn() -> None:
+    found = _summary([np.array([1.0, 2.0, 3.0]), np.array([5.0, 5.0, 8.0])])
+    assert found["p50"] == 4.0
+    assert found["intervals"]["p50"] == [2.0, 5.0]  # type: ignore[index]
+    assert found["mean"] == 4.0
+    assert found["intervals"]["mean"] == [2.0, 6.0]  # type: ignore[index]
+    assert found["intervals"]["p99"] == [pytest.approx(2.98), pytest.approx(7.94)]  # type: ignore[index]
+
+
 def test_a_line_over_candidates() -> None:
     def shape(candidates: int, history: int, ms: float) -> dict:
-        times = {"p50": ms, "mean": ms, "mean_interval": None, "intervals": {"p50": [ms - 1, ms + 2]}}
+        times = {"p50": ms, "mean": ms, "intervals": {"p50": [ms - 1, ms + 2], "mean": [ms, ms + 1]}}
         return {"requests": 1, "candidates": candidates, "history": history, "score_ms": times}
 
     found = {"shapes": [shape(1, 0, 3.0), shape(1, 10, 4.0), shape(8, 0, 5.0), shape(8, 10, 6.0)]}
     line = by_candidates(found, requests=1, history=64)
     assert (line.x, line.y, line.low, line.high) == ([1, 8], [4.0, 6.0], [3.0, 5.0], [6.0, 8.0])
     line = by_candidates(found, requests=1, history=0, percentile="mean")
-    assert (line.y, line.low, line.high) == ([3.0, 5.0], None, None)
+    assert (line.y, line.low, line.high) == ([3.0, 5.0], [3.0, 5.0], [4.0, 6.0])
     with pytest.raises(ConfigError, match="no shape of 16 requests with 0 events was measured"):
         by_candidates(found, requests=16, history=0)
 
