@@ -35,14 +35,20 @@ def judge_days(trainer: Trainer, folder: Path, console: Console, tracker: Tracke
 
 
 def metrics_of(comparison: Comparison, *, split: str) -> dict[str, float]:
-    """What MLflow keeps of the model's scores: every metric that has a value, by its name there."""
-    return {
-        metric_name(surface, task, metric, split=split): estimate.value
-        for surface, tasks in comparison.scores[MODEL].items()
+    """What MLflow keeps of the model's scores: every metric that has a value, by its name there.
+
+    The mean of the AUC over several surfaces stands as that of surface `macro`, as reports call it.
+    """
+    scores = comparison.scores[MODEL]
+    found = {
+        (surface, task, metric): estimate.value
+        for surface, tasks in scores.items()
         for task, score in tasks.items()
         for metric, estimate in score.estimates.items()
-        if estimate.value is not None
     }
+    if len(scores) > 1:
+        found |= {("macro", task, "auc"): estimate.value for task, estimate in comparison.macro_auc[MODEL].items()}
+    return {metric_name(*name, split=split): value for name, value in found.items() if value is not None}
 
 
 def _report(
