@@ -157,17 +157,21 @@ def table_constraints(
             # A data-parallel table has no other kernel, and no other type has this one.
             compute_kernels=[*kernels, *([DENSE] if DATA_PARALLEL in types else [])],
             min_partition=config.min_partition.get(table),
-            cache_params=CacheParams(
-                load_factor=config.table_cache_load_factors.get(table, config.cache_load_factor),
-                prefetch_pipeline=config.prefetch,
-            )
-            if CACHED in kernels
-            else None,
+            cache_params=_cache(config, table, cached=CACHED in kernels),
             **({"pooling_factors": list(load.ids_per_row), "batch_sizes": list(load.rows)} if load else {}),
         )
     if problems:
         raise ConfigError("tables cannot lie as asked:\n  - " + "\n  - ".join(problems))
     return constraints
+
+
+def _cache(config: ShardingConfig, table: str, *, cached: bool) -> CacheParams | None:
+    """Of a table with a cache. A pipeline that prefetches hands batches ahead to tables without one too, which must
+    know of it."""
+    if cached:
+        share = config.table_cache_load_factors.get(table, config.cache_load_factor)
+        return CacheParams(load_factor=share, prefetch_pipeline=config.prefetch)
+    return CacheParams(prefetch_pipeline=True) if config.prefetch else None
 
 
 def default_types(is_bag: bool, device: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any, cast
 
 import torch
 
@@ -18,4 +19,4 @@ def set_numerics(compute: ComputeConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(compute.deterministic)
         # Memory that nobody reads before it is written would be filled first, at each allocation.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False

@@ -26,6 +26,7 @@ def checkpoint(log: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_artifact_scores_on_a_gpu_as_on_cpu(
     log: Dataset, checkpoint: Path, tmp_path: Path, dtype: TableDtype
 ) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False  # as where nothing was trained before
     info = export(checkpoint, "sr", tmp_path / "artifact", dataset=log, dtype=dtype, max_requests=16)
     cpu, gpu = Scorer.open(info), Scorer.open(info, device=torch.device("cuda"))
     rows = made_up_requests(info.signature.schema, "sr", candidates=[3, 1, 9] * 10, history=[0, 5, 16] * 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -98,7 +99,9 @@ def test_constraints_reach_the_planner() -> None:
     assert (user.min_partition, user.pooling_factors, user.batch_sizes) == (4, [3.0], [64])
     assert (user.cache_params.load_factor, user.cache_params.prefetch_pipeline) == (0.5, True)
     assert item.cache_params.load_factor == 0.2
-    assert topic.cache_params is None
+    # It has no cache, and is handed batches ahead all the same.
+    assert (topic.cache_params.load_factor, topic.cache_params.prefetch_pipeline) == (None, True)
+    assert constraints(replace(config, prefetch=False), device="cuda")["topic"].cache_params is None
     assert topic.sharding_types == ["table_wise", "row_wise", "table_row_wise"]
     assert constraints(ShardingConfig())["topic"].sharding_types == ["table_wise"]
 
