@@ -107,7 +107,7 @@ charts.bands(
         for recipe, (steps, estimates) in loss.items()
         if steps
     },
-    title=f"{TASK}: training loss, mean over seeds, 95 % over seeds",
+    title=f"{TASK}: training loss, mean and 95 % interval over seeds",
     x="step",
     y="log loss, nats",
     columns=3,

@@ -39,8 +39,10 @@ def report_html(result: WaveResult, plan: RolloutPlan) -> str:
     wave = None if result.wave == 0 else plan.wave(result.wave)
     what = "The separate models, as they serve before unification." if wave is None else f"{wave.why}."
     baseline = "the trivial baseline (earlier rates of ad and user)"
-    champions = result.champions.values()
-    rival = f"its champion or, where nothing served before, {baseline}" if any(champions) else baseline
+    served = [version is not None for version in result.champions.values()]
+    rival = "its champion" if all(served) else baseline
+    if any(served) and not all(served):
+        rival = f"its champion or, where nothing served before, {baseline}"
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="lead">{html.escape(what)} {len(passed)} of {len(result.decisions)} surfaces passed every gate. '

@@ -122,6 +122,21 @@ def test_wave_1_climbs_its_ladder(unified: WaveResult, home: Path) -> None:
     assert last.checkpoint != first.checkpoint
     assert (first.config.tasks, last.config.tasks) == (("click",), ("click", "save"))
     assert all(set(r.cost) == {"hf", "sr"} for r in unified.rungs)
+    # What the last step came to is what the gates saw; values, times and rates have intervals.
+    hf = unified.measurements["hf"]
+    for task, of in last.auc["hf"].items():
+        seen = hf.tasks[task].auc
+        assert seen is not None
+        assert seen.value == of.value
+        assert of.value is not None
+        assert of.low is not None
+        assert of.high is not None
+        assert of.low < of.value < of.high
+    assert last.cost["hf"].ms_interval is not None
+    assert last.cost["hf"].ms is not None
+    assert last.cost["hf"].ms_interval[0] <= last.cost["hf"].ms <= last.cost["hf"].ms_interval[1]
+    curve = unified.curves["hf"]["click"]["challenger"]
+    assert all(low <= rate <= high for low, rate, high in zip(curve.low, curve.mean_label, curve.high, strict=True))
     assert unified.champions == {"hf": 1, "sr": 1}
     assert unified.measurements["hf"].tasks["save"].auc_difference is not None
     assert (wave_folder(home / "out", 1) / "report.html").stat().st_size > 10_000

@@ -54,6 +54,7 @@ def test_the_page_stands_alone_and_says_what_was_decided(tmp_path: Path) -> None
     assert "against champion version 1" in page.text
     assert "nothing served before" in page.text
     assert "1.70 [1.60, 1.90]" in page.text
+    assert "Each is compared with its champion or, where nothing served before, the trivial baseline" in page.text
     # hf has a champion, sr has not: the baseline stands in, and no cost is drawn for it.
     assert page.words.count("trivial baseline") == 1
     assert page.words.count("champion") == 2

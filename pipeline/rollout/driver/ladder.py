@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.evaluate.metrics import evaluate
+from pipeline.evaluate.compare import compare
 from pipeline.evaluate.predictions import Predictions
 from pipeline.rollout import waves
 from pipeline.rollout.driver.context import Context, wave_folder
 from pipeline.rollout.driver.models import Built, export_all, score_all, train
 from pipeline.rollout.measurements import Interval
-from pipeline.rollout.quality import differences
+from pipeline.rollout.quality import differences, interval
 from pipeline.rollout.results import Differences, RungResult, WaveResult, judge_step
 from pipeline.rollout.waves import SERVING_STEPS, Rung, Serving
 
@@ -123,7 +123,7 @@ class Ladder:
 
     def _record(self, step: str, made: Built, kept: bool, reason: str, found: Differences) -> None:
         context = self.context
-        auc = _auc(made.predictions)
+        auc = _auc(made.predictions, resamples=context.resamples)
         self.built.append(made)
         self.rungs.append(
             RungResult(
@@ -150,9 +150,6 @@ def _program(serving: Serving) -> Serving:
     return replace(serving, broadcast=True)
 
 
-def _auc(predictions: Predictions) -> dict[str, dict[str, Interval]]:
-    found = evaluate(predictions)
-    return {
-        s: {t: Interval(value=of.values["auc"], low=None, high=None) for t, of in tasks.items()}
-        for s, tasks in found.items()
-    }
+def _auc(predictions: Predictions, *, resamples: int) -> dict[str, dict[str, Interval]]:
+    found = compare({"step": predictions}, resamples=resamples).scores["step"]
+    return {s: {t: interval(of["auc"]) for t, of in tasks.items()} for s, tasks in found.items()}
