@@ -101,13 +101,15 @@ loss = {
     for seeds in runs.values()
     for parts in zip(*seeds.values(), strict=True)
 }
+several = min(map(len, runs.values())) > 1
 charts.bands(
     {
         recipe: {"loss": charts.Band.of(steps, [tuple(e.as_list()) for e in estimates])}
         for recipe, (steps, estimates) in loss.items()
         if steps
     },
-    title=f"{TASK}: training loss, mean and 95 % interval over seeds",
+    title=f"{TASK}: training loss"
+    + (", mean and 95 % interval over seeds" if several else ", without intervals: one seed"),
     x="step",
     y="log loss, nats",
     columns=3,

@@ -133,7 +133,7 @@ def bands(
         panels: panel -> series -> line.
         title: of the figure.
         x, y: of the axes, with units.
-        log_x, log_y: whether they are logarithmic.
+        log_x, log_y: whether they are logarithmic; on a logarithmic x, intervals of several series stand side by side.
         level: a value to mark by a line across.
         columns: the most panels in a row.
     """
@@ -147,7 +147,9 @@ def bands(
         axis.set_visible(False)
     for axis, (panel, lines) in zip(axes.flat, panels.items(), strict=False):
         for name, band in lines.items():
-            _draw_band(axis, name, band, names.index(name))
+            # Side by side, so that the intervals of series do not hide each other.
+            aside = 1.07 ** (names.index(name) - (len(names) - 1) / 2) if log_x and band.low is not None else 1.0
+            _draw_band(axis, name, band, names.index(name), aside=aside)
         if level is not None:
             axis.axhline(level, color="#999999", linewidth=1, zorder=0)
         if len(panels) > 1:
@@ -173,7 +175,9 @@ def bands(
     return figure
 
 
-def _draw_band(axis: Axes, name: str, band: Band, i: int) -> None:
+def _draw_band(axis: Axes, name: str, band: Band, i: int, *, aside: float = 1.0) -> None:
+    """Draw one series; places that are numbers are moved by a factor."""
+    x = [value if isinstance(value, str) else value * aside for value in band.x]
     y, few = np.asarray(band.y, dtype=float), len(band.x) <= 20
     error = None
     if band.low is not None and band.high is not None:
@@ -182,9 +186,9 @@ def _draw_band(axis: Axes, name: str, band: Band, i: int) -> None:
             error = [y - low, high - y]
         else:
             # Bars at so many points would hide the line.
-            axis.fill_between(band.x, low, high, color=GREYS[i % len(GREYS)], alpha=0.25, linewidth=0)
+            axis.fill_between(x, low, high, color=GREYS[i % len(GREYS)], alpha=0.25, linewidth=0)
     axis.errorbar(
-        band.x,
+        x,
         y,
         yerr=error,
         marker=MARKERS[i % len(MARKERS)] if few else None,
@@ -240,6 +244,7 @@ def points(
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.set_yticks(range(len(rows)), rows)
     panel.set_xlabel(label)
+    panel.locator_params(axis="x", nbins=8)
     if len(names) > 1:
         handles = [
             Line2D([], [], color=GREYS[k % len(GREYS)], marker=MARKERS[k % len(MARKERS)], linestyle="", label=name)

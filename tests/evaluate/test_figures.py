@@ -144,6 +144,15 @@ def test_a_long_line_has_a_shaded_band_and_a_gap_where_there_is_no_interval() ->
     assert (shade[:, 0].max(), shade[:, 1].min(), shade[:, 1].max()) == (19.0, 1.0, 4.0)
 
 
+def test_series_on_a_logarithmic_axis_stand_aside_of_each_other() -> None:
+    lines = {name: charts.Band(x=[1, 100], y=[1.0, 2.0], low=[0.5, 1.5], high=[1.5, 2.5]) for name in "abc"}
+    (panel,) = charts.bands({"hf": lines}, title="t", x="candidates", y="ms", log_x=True).axes
+    places = [list(container[0].get_xdata()) for container in panel.containers]
+    assert places[1] == [1.0, 100.0]
+    assert places[0] == pytest.approx([1 / 1.07, 100 / 1.07])
+    assert places[2] == pytest.approx([1.07, 107.0])
+
+
 def test_points_show_what_was_measured_and_leave_out_what_was_not() -> None:
     values = {"hf": {"click": (0.1, 0.0, 0.2), "save": (None, None, None)}, "sr": {"save": (-0.1, None, None)}}
     figure = charts.points(values, title="t", label="difference", margin=-0.03)
