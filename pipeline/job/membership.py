@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.config import RunConfig, config_from_json, config_to_json
+from pipeline.config import RunConfig, config_from_json, config_to_json, flat_config
 from pipeline.errors import ConfigError, without_passwords
 from pipeline.train.sharding import Ranks, joined
 from pipeline.train.supervision import Supervision, stacks_file
@@ -24,6 +24,8 @@ STATUS = "status.json"
 COLLECTIVE_MARGIN_S = 60.0
 # How long a job waits for the one before it to leave its folder: as long as ranks may take that were told to leave.
 FOLDER_PATIENCE_S = 120.0
+# Fields that are named where a folder holds a run of another configuration.
+SHOWN = 3
 
 
 def is_first() -> bool:
@@ -100,12 +102,21 @@ def _claim(folder: Path, config: RunConfig) -> None:
     """Write the run's configuration; a folder of another run is an error."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG
-    if path.exists() and config_from_json(path.read_bytes(), source=str(path)) != config:
+    there = config_from_json(path.read_bytes(), source=str(path)) if path.exists() else config
+    if there != config:
         raise ConfigError(
-            f"{folder} holds a run of another configuration; give the same recipe and flags to go on with it, "
-            "or another --run-dir to start anew"
+            f"{folder} holds a run of another configuration: {_differences(there, config)}; give the same recipe and "
+            "flags to go on with it, or another --run-dir to start anew"
         )
     path.write_bytes(config_to_json(config))
+
+
+def _differences(there: RunConfig, here: RunConfig) -> str:
+    """The first fields that differ, such as "epochs 1 there, 2 here"."""
+    ours, theirs = flat_config(here), flat_config(there)
+    fields = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    shown = [f"{name} {theirs.get(name, 'none')} there, {ours.get(name, 'none')} here" for name in fields[:SHOWN]]
+    return "; ".join(shown) + (f"; and {len(fields) - SHOWN} more fields" if len(fields) > SHOWN else "")
 
 
 def write_status(folder: Path, ranks: Ranks, state: str, **more: object) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from pipeline import job
 from pipeline.config import CheckpointConfig
 from pipeline.data.logs import Dataset
+from pipeline.errors import ConfigError
 from pipeline.job import membership
 from pipeline.train.checkpoint import CheckpointWriter
 from pipeline.train.sharding import Ranks, joined
@@ -135,3 +137,16 @@ def test_who_waits_for_the_disk_asks_its_peers(tmp_path: Path, answers: list[int
             writer.finish()
     assert said == ["beat"] * beats
     assert peers.asked == beats + 1
+
+
+def test_a_folder_of_another_run_is_an_error_that_names_what_differs(tmp_path: Path) -> None:
+    config = tiny_config()
+    with job.member(config, tmp_path):
+        pass
+    other = replace(config, epochs=config.epochs + 1)
+    said = f"another configuration: epochs {config.epochs} there, {config.epochs + 1} here; give the same recipe"
+    with pytest.raises(ConfigError, match=said), job.member(other, tmp_path):
+        pass
+    many = replace(config, epochs=7, seed=7, log_steps=7, bootstrap_resamples=7, timeout_s=7.0)
+    with pytest.raises(ConfigError, match="here; and 2 more fields; give"), job.member(many, tmp_path):
+        pass
