@@ -70,3 +70,16 @@ def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def ratio_interval(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Ends of the 95 % interval of `median_ratio` over rounds, by order statistics; five digits.
+
+    Of five rounds or fewer it is their whole range, and of five holds the median with probability 1 - 2 / 2**5 = 94 %.
+    """
+    import numpy as np
+
+    from pipeline.serve.measure import percentile_interval
+
+    ends = percentile_interval(np.array(numerator) / np.array(denominator), 50)
+    return [float(f"{end:.5g}") for end in ends]

@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.common import Report, interleaved, median_ratio
+from benchmarks.common import Report, interleaved, median_ratio, ratio_interval
 from pipeline.config import RunConfig
 from pipeline.data.assemble import assemble_inputs
 from pipeline.data.block import RequestBlock, block_from_arrow, columns_of
@@ -152,7 +152,9 @@ def broadcasting(made: Made, rounds: int) -> dict[str, Any]:
         differences.append(float(np.abs(together - apart).max()))
         sides = {"plain": own, "broadcast": rows}
         times = interleaved({k: lambda t=t: seconds(lambda: scorer.score(t)) for k, t in sides.items()}, rounds)
-        found[f"speedup_c{candidates}_h{HISTORY}"] = median_ratio(times["plain"], times["broadcast"])
+        name = f"speedup_c{candidates}_h{HISTORY}"
+        found[name] = median_ratio(times["plain"], times["broadcast"])
+        found[f"{name}_interval"] = ratio_interval(times["plain"], times["broadcast"])
         found[f"candidates_per_second_c{candidates}_h{HISTORY}"] = rows.num_rows / float(np.median(times["broadcast"]))
     return found | {"max_abs_diff": max(differences)}
 
@@ -226,8 +228,8 @@ def sizes(int8: Made, others: dict[TableDtype, Made], rounds: int) -> dict[str, 
         "fp32_over_int8_bytes": fp32.table_bytes / int8.table_bytes,
         "fp32_over_int4_bytes": fp32.table_bytes / others["int4"].table_bytes,
         "fp32_over_int8_artifact_bytes": (fp32.table_bytes + fp32.dense_bytes) / (int8.table_bytes + int8.dense_bytes),
-        "fp32_over_int8_time": median_ratio(times["fp32"], times["int8"]),
-        "fp32_over_int4_time": median_ratio(times["fp32"], times["int4"]),
+        **{f"fp32_over_{name}_time": median_ratio(times["fp32"], times[name]) for name in ("int8", "int4")},
+        **{f"fp32_over_{name}_time_interval": ratio_interval(times["fp32"], times[name]) for name in ("int8", "int4")},
     }
 
 
@@ -242,7 +244,10 @@ def against_separate(unified: Made, alone: Made, rounds: int) -> dict[str, Any]:
         runs[name] = lambda p=program, t=tensors: float(np.median([seconds(lambda: p(t)) for _ in range(50)]))
     with torch.inference_mode():
         times = interleaved(runs, rounds)
-    return {"surface_over_separate_latency": median_ratio(times["unified"], times["alone"])}
+    return {
+        "surface_over_separate_latency": median_ratio(times["unified"], times["alone"]),
+        "surface_over_separate_latency_interval": ratio_interval(times["unified"], times["alone"]),
+    }
 
 
 def quantised(checkpoint: Path, log: Dataset) -> dict[str, Any]:
