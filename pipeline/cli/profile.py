@@ -28,9 +28,9 @@ class Args:
     history: tuple[int, ...] | None = None
     """Events of each request; none given measures an empty history and the longest one."""
     seconds: float = 2.0
-    """The most time for each shape."""
+    """The most time for each shape, in six turns."""
     precision: float = 0.02
-    """Stop a shape once the 95 % interval of its mean time is within this share of it."""
+    """Stop a shape's turn once the 95 % interval of its mean time is within this share of it."""
     device: Literal["cpu", "cuda", "all"] = "all"
     """Where to measure; all is the CPU, and CUDA where there is some."""
     out: Path | None = None
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     found = []
     for folder in args.artifact:
         for device in devices() if args.device == "all" else (args.device,):
-            with Bar(out, "shapes") as bar:
+            with Bar(out, "turns") as bar:
                 result = profile(
                     folder,
                     requests=args.requests,

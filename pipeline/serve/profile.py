@@ -85,7 +85,7 @@ def profile(
         seconds: stop a shape's runs after this time over all turns, however many were made.
         precision: half the width of the 95 % interval of a turn's mean, relative, at which it is known well enough.
         device: cpu or cuda.
-        progress: told of every shape.
+        progress: told of every turn of a shape.
 
     Returns:
         For JSON: the artifact, and for each shape the milliseconds of the whole scorer on an Arrow table
