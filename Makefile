@@ -35,7 +35,7 @@ OTHERS = $(filter-out $(STAMP),$(wildcard $(VENV)/.installed-*))
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
-.PHONY: help setup lock lint format test slow slurm spark demo rollout bench torture fuzz soak faults notebooks ui site clean
+.PHONY: help setup lock lint format test slow gpu slurm spark demo rollout bench torture fuzz soak faults notebooks ui site clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ spark: setup ## ingest on Spark writes what the embedded engine writes (a JVM mu
 	@command -v java >/dev/null || { echo "Spark runs on Java, and there is none: apt-get install default-jre-headless"; exit 1; }
 	$(PIP) install --quiet $(PIP_ARGS) $(subst --only-binary=:all:,,$(call pins,requirements/spark.txt))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/data/test_ingest_spark.py $(PYTEST_ARGS)
+
+gpu: setup ## what only a GPU can show: trains and serves as on CPU; skipped where there is none (LOCK=requirements/cuda.txt)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/gpu -rs $(PYTEST_ARGS)
 
 demo: setup ## simulated logs to a trained, exported and registered model, through TorchX on two ranks
 	PATH="$(abspath $(BIN)):$$PATH" scripts/demo.sh $(DEMO)

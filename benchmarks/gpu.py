@@ -1,6 +1,6 @@
 """Training on a GPU: what broadcasting, precision, overlap and places of tables are worth there.
 
-    python -m benchmarks.gpu [--quick] [--parts speed broadcast precision places plan]
+    python -m benchmarks.gpu [--quick] [--rows 32768] [--parts speed loader broadcast precision places plan]
 
 Wall time of whole training steps between two waits for the device, after steps to warm up; medians over rounds in
 which the sides take turns. Batches are ready on the host before the clock starts, and are copied to the device within
@@ -49,8 +49,6 @@ from pipeline.train.trainer import Trainer
 PARTS = ("speed", "loader", "broadcast", "precision", "places", "plan")
 CANDIDATES, HISTORY = 16, 128
 WARMUP = 5
-# Rows of a batch by events of a history, so that the plain form fits too.
-ROWS = {32: 16_384, 128: 8_192, 512: 2_048}
 
 
 def on_gpu() -> bool:
@@ -138,11 +136,12 @@ def loader(log: Dataset, quick: bool) -> dict[str, Any]:
         }
 
 
-def broadcast(folder: Path, quick: bool) -> dict[str, float]:
-    cells = [(1, 32), (4, 32)] if quick else [(1, 128), (4, 128), (16, 128), (64, 128), (16, 32), (16, 512)]
+def broadcast(folder: Path, quick: bool, rows: int) -> dict[str, float]:
+    cells = [(1, 32), (4, 32)] if quick else [(1, 128), (4, 128), (16, 128), (64, 128), (16, 512)]
     figures: dict[str, float] = {}
     for candidates, history in cells:
-        requests = 16 if quick else ROWS[history] // candidates
+        # Fewer of long histories, so that the plain form fits too.
+        requests = 16 if quick else rows * HISTORY // (history * candidates)
         log = workload.log(
             folder / f"c{candidates}h{history}", requests=2 * requests, candidates=candidates, history=history
         )
@@ -268,6 +267,7 @@ def tell(name: str, found: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small batches, few steps: does it run, not what is true")
+    parser.add_argument("--rows", type=int, default=8_192, help="candidates a batch of `broadcast`, at 128 events")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     asked = parser.parse_args()
     quick = asked.quick
@@ -280,7 +280,7 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "speed": lambda: speed(log, quick),
             "loader": lambda: loader(log, quick),
-            "broadcast": lambda: broadcast(folder, quick),
+            "broadcast": lambda: broadcast(folder, quick, asked.rows),
             "precision": lambda: precision(log, quick),
             "places": lambda: places(folder, quick),
             "plan": lambda: plan(log, quick),
@@ -288,7 +288,7 @@ def main() -> None:
         for part in asked.parts:
             figures[part] = parts[part]()
             tell(part, figures[part])
-    Report("gpu", {"quick": quick, "parts": list(asked.parts)}).finish(figures)
+    Report("gpu", {"quick": quick, "parts": list(asked.parts), "rows": asked.rows}).finish(figures)
 
 
 if __name__ == "__main__":
