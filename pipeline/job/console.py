@@ -67,7 +67,7 @@ class ConsoleReporter:
         losses = "  ".join(
             f"{n.split('/')[1]} {v:.4f}" for n, v in metrics.items() if n.startswith("train/") and n.endswith("/loss")
         )
-        self.console.print(f"epoch {epoch} step {step}/{steps}  loss {losses}  {rates_of(metrics)}")
+        self.console.print(f"epoch {epoch + 1} step {step}/{steps}  loss {losses}  {rates_of(metrics)}")
         self.tracker.log_metrics(metrics, step=epoch * steps + step)
         self._last = metrics
 
