@@ -6,7 +6,6 @@ of the registered model. So whoever comes next, on any machine, sees what was un
 
 from __future__ import annotations
 
-import getpass
 import socket
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from pipeline.errors import RegistryError
+from pipeline.tracking.names import user_name
 
 Action = Literal["register", "nominate", "promote", "rollback", "withdraw"]
 Outcome = Literal["done", "completed by recovery", "undone by recovery"]
@@ -118,7 +118,7 @@ def begin(
     return Record(
         id=f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}",
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        actor=actor or getpass.getuser(),
+        actor=actor or user_name(),
         host=socket.gethostname(),
         action=action,
         surface=surface,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Mapping
 
 from pipeline.errors import DataError
@@ -51,3 +53,11 @@ def flatten(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
             text = str(value)
             flat[prefix + name] = text if len(text) <= MAX_PARAM else text[: MAX_PARAM - 1] + "…"
     return flat
+
+
+def user_name() -> str:
+    """Who runs this process, or the number of a user without a name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"

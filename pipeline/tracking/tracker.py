@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import sys
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Self
 from pipeline.errors import ConfigError, DataError, unknown, without_passwords
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.names import JOB_PARENT_TAG, JOB_PARENT_VARIABLE, JOB_TAG, JOB_VARIABLE, flatten
+from pipeline.tracking.names import JOB_PARENT_TAG, JOB_PARENT_VARIABLE, JOB_TAG, JOB_VARIABLE, flatten, user_name
 from pipeline.tracking.sender import send
 from pipeline.tracking.store import connect, prepare_environment, tracking_uri, without_secrets
 
@@ -267,14 +266,10 @@ class Tracker:
 
 def _origin_tags() -> dict[str, str]:
     """What MLflow's pages show as who made a run, and by which program."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user of a bare number
-        user = f"user {os.getuid()}"
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = Path(sys.argv[0]).name if module is None else module.name.removesuffix(".__main__")
     kind = "JOB" if JOB_VARIABLE in os.environ else "LOCAL"
-    return {"mlflow.user": user, "mlflow.source.name": program, "mlflow.source.type": kind}
+    return {"mlflow.user": user_name(), "mlflow.source.name": program, "mlflow.source.type": kind}
 
 
 def _job_tags() -> dict[str, str]:

@@ -91,13 +91,12 @@ def test_a_checkpoint_moves_between_devices(log: Dataset, usual: tuple[Path, Res
         assert_close({**found, "losses": usual[1]["losses"][:done] + found["losses"]}, usual[1])
 
 
-@pytest.mark.parametrize("prefetch", [False, True])
-@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
+@pytest.mark.parametrize(
+    ("kernel", "prefetch"), [("fused_uvm", False), ("fused_uvm_caching", False), ("fused_uvm_caching", True)]
+)
 def test_tables_in_host_memory_train_as_those_on_the_device(
     log: Dataset, usual: tuple[Path, Result], tmp_path: Path, kernel: str, prefetch: bool
 ) -> None:
-    if prefetch and kernel == "fused_uvm":
-        pytest.skip("only tables with a cache are prefetched")
     sharding = ShardingConfig(kernels=(kernel,), prefetch=prefetch)
     found = train(config(sharding=sharding), log.root, tmp_path)
     assert_close(found, usual[1])
