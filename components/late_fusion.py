@@ -3,10 +3,12 @@
 Search has a query, Related Pins the pin that was looked at. Formula, for late request features u, late candidate
 features v and the candidate's vector y:
 
-    z = [U u; (U u) * (Y y); v]
+    z = [n; n * (Y y); v],   n = LayerNorm(U u)
 
-U and Y project to the same width and have no bias, so a request that lacks the feature adds exactly nothing. Only
-the surface's own rows are computed, and U at its requests, not its candidates.
+U and Y project to the same width and neither they nor the norm has a bias, so a request that lacks the feature adds
+exactly nothing. Tables start small: the norm gives a query or related item its full size from the first step on, where
+a product of two small vectors would learn late. Only the surface's own rows are computed, and U at its requests, not
+its candidates.
 
 Shape letters: R_s requests and C_s candidates of the surface, P late width, Z output width.
 
@@ -19,6 +21,7 @@ Example:
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.embeddings import Embedded
@@ -26,6 +29,9 @@ from components.features import CandidateVector, RequestVector
 from components.inputs import ModelInputs
 from components.names import check_at_least
 from components.ragged import split_surfaces
+
+# Below the variance of rows that tables have just been given, and enough to keep an absent feature at 0.
+NORM_EPS = 1e-6
 
 
 class LateFusion(nn.Module):
@@ -84,7 +90,8 @@ class LateFusion(nn.Module):
             requests = split_surfaces(self.request(embedded, inputs), inputs.requests_per_surface, surfaces)[position]
             first = sum(inputs.requests_per_surface[:position])
             owner = split_surfaces(inputs.request_of_candidate, counts, surfaces)[position] - first
-            late = self.project_request(requests).index_select(0, owner)
+            projected = self.project_request(requests)
+            late = F.layer_norm(projected, projected.shape[1:], eps=NORM_EPS).index_select(0, owner)
             rows = split_surfaces(candidate_CY, counts, surfaces)[position]
             parts += [late, late * self.project_candidate(rows)]
         if self.candidate is not None:

@@ -15,7 +15,7 @@ from components.embeddings import Embedded, EmbeddingLayer
 from components.engagement_model import EngagementBody
 from components.features import CandidateVector, RequestVector, SurfaceEmbedding
 from components.gating import EPNet
-from components.late_fusion import LateFusion
+from components.late_fusion import NORM_EPS, LateFusion
 from components.mlp import SplitMLP
 from components.names import keep_surfaces, surface_key, surface_of, task_key
 from components.numeric import NumericFeatures
@@ -104,6 +104,7 @@ def test_late_fusion_reads_its_own_rows(position: int) -> None:
     for row, late in enumerate(got, start=start):
         owner = int(inputs.request_of_candidate[row])
         seen = block.project_request.weight @ embedded.request["user"][owner]
+        seen = (seen - seen.mean()) / (seen.var(correction=0) + NORM_EPS).sqrt()
         met = seen * (block.project_candidate.weight @ vectors[row])
         assert_close(late, torch.cat([seen, met, embedded.candidate["ad"][row]]), atol=1e-6, rtol=1e-5)
 
@@ -113,6 +114,16 @@ def test_late_fusion_of_an_absent_feature_adds_nothing() -> None:
     block = LateFusion(request=RequestVector(sequences={"pin": DIM}), candidate=None, candidate_dim=6, width=5)
     assert not block(embedded, inputs, torch.randn(11, 6), 0, 3).any()
     assert block(embedded, inputs, torch.randn(11, 6), 2, 3).any()
+
+
+def test_late_fusion_does_not_depend_on_how_small_its_table_starts() -> None:
+    inputs, embedded = make_inputs(), make_embeddings()(make_inputs())
+    block = LateFusion(request=RequestVector(bags={"user": DIM}), candidate=None, candidate_dim=6, width=5)
+    vectors = torch.randn(11, 6)
+    assert embedded.request is not None
+    bags = embedded.request
+    larger = embedded._replace(request=KeyedTensor(bags.keys(), bags.length_per_key(), 7 * bags.values()))
+    assert_close(block(larger, inputs, vectors, 1, 3), block(embedded, inputs, vectors, 1, 3), atol=1e-3, rtol=1e-3)
 
 
 @settings(max_examples=50, deadline=None)

@@ -59,7 +59,7 @@ def by_loop(state: UserState, sequences: Sequences, inputs: ModelInputs, request
         x = x * state.surface.weight[code] * state.own.weight[int(code == own_code)]
         x = x * torch.exp(-inputs.history_age[h] / state.log_tau.exp())
         total = total + x
-    z = torch.tanh(state.state(total / state.scale))
+    z = torch.tanh(state.state(torch.asinh(total / state.scale)))
     return torch.cat([z, z * state.query(query)])
 
 
@@ -89,7 +89,7 @@ def test_twice_the_events_are_twice_the_sum() -> None:
 
     def summed(copies: int) -> Tensor:
         inputs, sequences = history([copies], [1], same=True)
-        return torch.atanh(state(torch.zeros(1, 5), sequences, inputs)[0, :4])
+        return torch.sinh(10 * torch.atanh(state(torch.zeros(1, 5), sequences, inputs)[0, :4]))
 
     torch.testing.assert_close(summed(2), 2 * summed(1), rtol=1e-3, atol=1e-5)
 
