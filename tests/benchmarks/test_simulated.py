@@ -74,7 +74,7 @@ def test_settings_differ_from_the_default_in_what_they_say() -> None:
     impressions = [s.volume * s.candidates for s in known["balanced"].surfaces]
     assert impressions == pytest.approx([1, 1, 1])
     # The signals are the simulator's defaults; the benchmark sets sizes alone.
-    sizes = {"requests", "users", "days"}
+    sizes = {"requests", "users", "days", "history"}
     assert all(getattr(base, f.name) == f.default for f in fields(SimulationConfig) if f.name not in sizes)
 
 
@@ -88,7 +88,7 @@ def test_every_arm_is_a_whole_configuration_of_its_own() -> None:
     assert [c.model.history.kind for c in steps] == ["none", "none", *["state"] * 4]
     assert [c.model.projection.kind for c in steps] == [*["none"] * 3, *["dcn"] * 3]
     assert [len(c.tasks) for c in steps] == [1, 1, 1, 1, 4, 4]
-    assert [c.model.calibration for c in steps] == [*["global"] * 5, "per_surface"]
+    assert [c.model.calibration for c in steps] == [*["global"] * 5, "monotone"]
 
 
 def test_groups_of_arms_are_spelled_out_on_the_default_setting_alone() -> None:
