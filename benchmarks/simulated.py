@@ -65,7 +65,7 @@ class Settings:
     """Worlds of the default setting; each has a log and models of its own."""
     other_seeds: int = 1
     """Worlds of the other settings."""
-    requests: int = 240_000
+    requests: int = 480_000
     """Requests of each log, over 14 days; users grow with them."""
     work: Path = Path("runs/simulated")
     """Where logs and finished runs are kept."""
