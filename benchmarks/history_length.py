@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pipeline.data.simulate import SimulationConfig
     from pipeline.data.simulate.world import World
 
-HOUR_MS = 3_600_000
 CHUNK = 1_024  # requests whose events are in memory at a time
 
 
@@ -71,7 +70,9 @@ def reinforced(
     Returns:
         [lengths, requests, dimensions].
     """
-    from pipeline.data.simulate.response import ACTION_WEIGHT, SEEN_WEIGHT
+    from pipeline.data.simulate.response import effect_of
+    from pipeline.data.simulate.schema import TASKS
+    from pipeline.data.simulate.users import HOUR_MS
 
     found = np.zeros((len(lengths), requests.height, world.dimensions), dtype=np.float32)
     for start in range(0, requests.height, CHUNK):
@@ -85,10 +86,8 @@ def reinforced(
         )
         owner = np.repeat(np.arange(block.height), counts)
         hours = (block["timestamp_ms"].to_numpy()[owner] - time) / HOUR_MS
-        weight = SEEN_WEIGHT + sum(w * ((action - 1) >> task & 1) for task, w in ACTION_WEIGHT.items())
-        carry = np.sqrt(world.shared * world.shared[surface])
-        carry[surface] = 1.0
-        weight = weight * carry[of - 1] * np.exp(-hours / config.reinforcement_hours)
+        happened = (action[:, None] - 1) >> np.arange(len(TASKS)) & 1
+        weight = effect_of(happened) * world.carry[of - 1, surface] * np.exp(-hours / config.reinforcement_hours)
         effect = np.einsum("nd,nde->ne", weight[:, None] * world.vector[item - 1], world.transfer[of - 1])
         newer = np.cumsum(counts)[owner] - np.arange(owner.size)  # 1 for the newest event of a request
         for k, length in enumerate(lengths):
@@ -98,18 +97,24 @@ def reinforced(
 
 
 def cut_probabilities(
-    config: SimulationConfig, world: World, dataset: Dataset, surface: str, days: tuple[str, ...], length: int
+    config: SimulationConfig,
+    world: World,
+    dataset: Dataset,
+    surface: str,
+    days: tuple[str, ...],
+    lengths: tuple[int, ...],
 ) -> pl.DataFrame:
-    """True click probabilities, but for the effect of events older than the newest `length`.
+    """True click probabilities, but for the effect of events older than the newest, as many as each length says.
 
     Returns:
-        surface, request_id, candidate (int32) and p, one row a candidate.
+        surface, request_id, candidate (int32) and p_LENGTH for each length, one row a candidate.
 
     Raises:
         DataError, SchemaError: no such surface or day, or no truths beside the log.
     """
     import polars as pl
 
+    from pipeline.data.simulate.users import relative
     from pipeline.data.truth import read_truth
     from pipeline.schema import REQUEST_ID
 
@@ -117,22 +122,24 @@ def cut_probabilities(
     files = [str(dataset.root / f.path) for p in dataset.partitions(surface, days) for f in p.files]
     names = ["history_item", "history_action", "history_surface", "history_time_ms"]
     requests = pl.read_parquet(files, columns=[REQUEST_ID, "timestamp_ms", "item", *names], hive_partitioning=False)
-    cut, whole = reinforced(config, world, position, requests, (length, np.iinfo(np.int64).max))
+    *cuts, whole = reinforced(config, world, position, requests, (*lengths, np.iinfo(np.int64).max))
     counts = requests["item"].list.len().to_numpy().astype(np.int64)
     owner = np.repeat(np.arange(requests.height), counts)
-    lost = (cut - whole)[owner]
-    # Interest is relative: what one topic gains, the others lose.
-    lost[:, : config.topics] -= lost[:, : config.topics].mean(axis=1, keepdims=True)
     vector = world.vector[requests["item"].explode(empty_as_null=False).to_numpy() - 1]
     truth = pl.DataFrame(pl.from_arrow(read_truth(dataset, surface, days)))[TASK]
     p = truth.explode(empty_as_null=False).to_numpy().astype(np.float64)
-    logit = np.log(p / (1 - p)) + (lost * vector).sum(axis=1)
+    logit = np.log(p / (1 - p))
+
+    def without(cut: np.ndarray) -> np.ndarray:
+        lost = relative(cut - whole, config.topics)[owner]
+        return 1 / (1 + np.exp(-logit - (lost * vector).sum(axis=1)))
+
     return pl.DataFrame(
         {
             "surface": pl.repeat(surface, owner.size, eager=True),
             REQUEST_ID: requests[REQUEST_ID].to_numpy()[owner],
             "candidate": (np.arange(owner.size) - (np.cumsum(counts) - counts)[owner]).astype(np.int32),
-            "p": 1 / (1 + np.exp(-logit)),
+            **{f"p_{length}": without(cut) for length, cut in zip(lengths, cuts, strict=True)},
         }
     )
 
@@ -163,12 +170,10 @@ def history_length_figures(settings: Settings) -> dict[str, Any]:
         oracle = Predictions.of(rows.with_columns(p_click=pl.col("truth_click")))
         trivial = trivial_predictions(oracle, dataset, days.train)
         figures, world = {}, make_world(config)
+        parts = [cut_probabilities(config, world, dataset, s, days.test, settings.lengths) for s in surfaces]
+        cuts = rows.join(pl.concat(parts), on=["surface", REQUEST_ID, "candidate"], how="left", maintain_order="left")
         for length in settings.lengths:
-            parts = [cut_probabilities(config, world, dataset, s, days.test, length) for s in surfaces]
-            joined = rows.join(
-                pl.concat(parts), on=["surface", REQUEST_ID, "candidate"], how="left", maintain_order="left"
-            )
-            reader = Predictions.of(joined.rename({"p": "p_click"}))
+            reader = Predictions.of(cuts.select(*rows.columns, p_click=f"p_{length}"))
             figures[str(length)] = gap_closed(reader, trivial, oracle, resamples=settings.resamples)
     return {"gap_closed": figures}
 

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.history_length import HOUR_MS, Settings, cut_probabilities, history_length_figures, reinforced
+from benchmarks.history_length import Settings, cut_probabilities, history_length_figures, reinforced
 from pipeline.data.simulate import SimulationConfig, simulate
+from pipeline.data.simulate.users import HOUR_MS
 from pipeline.data.simulate.world import make_world
 from pipeline.data.truth import read_truth
 
@@ -46,17 +47,15 @@ def test_whole_histories_give_the_truth_and_shorter_ones_what_the_log_would_hold
     for surface in dataset.schema.surfaces:
         truth = pl.DataFrame(pl.from_arrow(read_truth(dataset, surface, days)))
         clicks = truth["click"].explode(empty_as_null=False).to_numpy()
-        whole = cut_probabilities(CONFIG, world, dataset, surface, days, CONFIG.history_length)
-        np.testing.assert_allclose(whole["p"], clicks, rtol=1e-5)
-        assert whole.select("request_id", "candidate").is_unique().all()
-        cut = cut_probabilities(CONFIG, world, dataset, surface, days, 2)
-        assert np.abs(cut["p"].to_numpy() - clicks).max() > 0.01
+        found = cut_probabilities(CONFIG, world, dataset, surface, days, (2, CONFIG.history_length))
+        np.testing.assert_allclose(found[f"p_{CONFIG.history_length}"], clicks, rtol=1e-5)
+        assert found.select("request_id", "candidate").is_unique().all()
+        assert np.abs(found["p_2"].to_numpy() - clicks).max() > 0.01
 
 
-def test_longer_histories_lose_less() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.history_length.CHUNK", 100)
-        settings = Settings(lengths=(1, 768), requests=1_500, resamples=0)
-        found = history_length_figures(settings)["gap_closed"]
+def test_longer_histories_lose_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.history_length.CHUNK", 100)
+    settings = Settings(lengths=(1, 768), requests=1_500, resamples=0)
+    found = history_length_figures(settings)["gap_closed"]
     assert found["768"]["macro"][0] == pytest.approx(1)
     assert found["1"]["macro"][0] < 0.95

@@ -32,6 +32,11 @@ def sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
 
+def effect_of(happened: Array) -> Array:
+    """[C] weight by which events move the user's interest, from what happened [C, T]."""
+    return SEEN_WEIGHT + happened @ np.array([ACTION_WEIGHT[t] for t in range(len(TASKS))])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Logits:
     """[C] each, without the surfaces' intercepts; see the head of this file."""
@@ -90,7 +95,7 @@ def respond(config: SimulationConfig, logits: Logits, intercept: Array, rng: np.
     happened[:, LONG_CLICK] = clicked & (uniform[:, LONG_CLICK] < long_click)
     happened[:, SAVE] = uniform[:, SAVE] < np.where(clicked, save_clicked, save_not)
     happened[:, HIDE] = ~clicked & (uniform[:, HIDE] < hide_not)
-    effect = SEEN_WEIGHT + happened @ np.array([ACTION_WEIGHT[t] for t in range(len(TASKS))])
+    effect = effect_of(happened)
     if config.label_noise > 0:
         truth = truth * (1 - 2 * config.label_noise) + config.label_noise
         logged = happened ^ (rng.random(happened.shape) < config.label_noise)

@@ -15,6 +15,13 @@ HOUR_MS = 3_600_000
 NEVER = np.iinfo(np.int64).min // 4  # time of the last request of who has not yet made one
 
 
+def relative(interest: Array, topics: int) -> Array:
+    """Interest [N, D], changed in place to a mean of 0 over topics: what one topic gains, the others lose. Without
+    this whoever clicks much would come to click everything."""
+    interest[:, :topics] -= interest[:, :topics].mean(axis=1, keepdims=True)
+    return interest
+
+
 class Users:
     """State of one bucket, carried from day to day.
 
@@ -103,14 +110,7 @@ class Users:
         intent = mix(self._intent[user, 0], self._intent[user, 1 + surface], shared)
         long_term = config.taste * self.taste[user, surface]
         short_term = config.intent * intent + config.reinforcement * np.tanh(self._reinforced[user, surface])
-        return self._relative(long_term + short_term), self._relative(long_term)
-
-    def _relative(self, interest: Array) -> Array:
-        """Interest [N, D] with a mean of 0 over topics: what one topic gains, the others lose. Without this
-        whoever clicks much would come to click everything."""
-        topics = self._config.topics
-        interest[:, :topics] -= interest[:, :topics].mean(axis=1, keepdims=True)
-        return interest
+        return relative(long_term + short_term, config.topics), relative(long_term, config.topics)
 
     def reinforce(self, user: Array, surface: Array, effect: Array) -> None:
         """Add what was done in a request to the state.
@@ -119,10 +119,7 @@ class Users:
             user, surface: [N], each user once.
             effect: [N, D] sum over candidates of the actions' weights times ad vectors.
         """
-        shared = self._world.shared
-        # Events of another surface count by what the two have in common.
-        carry = np.sqrt(shared[surface][:, None] * shared[None, :])
-        carry[np.arange(surface.size), surface] = 1.0
+        carry = self._world.carry[surface]
         # Without optimize, einsum stays clear of BLAS, whose sums may depend on the number of threads.
         wanted = np.einsum("nd,sde->nse", effect, self._world.transfer, optimize=False)
         self._reinforced[user] += (carry[:, :, None] * wanted).astype(np.float32)

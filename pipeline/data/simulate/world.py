@@ -83,6 +83,13 @@ class World:
     def dimensions(self) -> int:
         return int(self.vector.shape[1])
 
+    @property
+    def carry(self) -> Array:
+        """[S, S] by how much an event on one surface counts on another: by what the two have in common."""
+        carry = np.sqrt(self.shared[:, None] * self.shared[None, :])
+        np.fill_diagonal(carry, 1.0)
+        return carry
+
 
 def make_world(config: SimulationConfig) -> World:
     """The world of a configuration."""
